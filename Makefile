@@ -1,0 +1,31 @@
+# Two commands matter: `make demo` and `make test`. Everything else helps to work on the project.
+PYTHON ?= python3.11
+BIN := .venv/bin
+
+.PHONY: demo test check bench lock clean
+
+demo: .venv/installed
+	$(BIN)/contextengine demo $(ARGS)
+
+test: .venv/installed
+	$(BIN)/pytest $(ARGS)
+
+check: .venv/installed  ## what a commit must pass besides the tests
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+bench: .venv/installed  ## throughput beside stock Faust, on Apache Kafka (needs Java and Maven, or Docker)
+	$(BIN)/python benchmarks/throughput.py $(ARGS)
+
+lock:  ## rewrite requirements.lock from pyproject.toml (needs uv)
+	uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header -o requirements.lock
+
+.venv/installed: requirements.lock pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --require-hashes -r requirements.lock
+	$(BIN)/pip install --quiet --no-deps --no-build-isolation -e .
+	touch $@
+
+clean:
+	rm -rf .venv build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,1 @@
+"""Providers to rehearse against: they speak the real protocols, refuse wrong frames and fail on demand."""

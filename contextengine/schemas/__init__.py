@@ -1,0 +1,1 @@
+"""What every record is: events, contexts, injections, decisions and the state of a session."""

@@ -1,0 +1,154 @@
+"""What is remembered about a session and about a partition: the values of the sessions table.
+
+The state is JSON, not Avro: it is written by one program and read back by the same one, at every flush, and JSON
+encodes an order of magnitude faster. `version` names its shape; `load_session` reads every older one.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import TypeVar
+
+import msgspec
+from msgspec import Struct
+
+from contextengine.errors import UndecodableRecord
+from contextengine.schemas.injection import Confirmation, Injection
+
+SESSION_VERSION = 1
+
+
+class Stage(StrEnum):
+    """Where an injection is that has not ended: waiting for its moment, with a consumer, or resting before a retry."""
+
+    WAITING = "waiting"
+    IN_FLIGHT = "in_flight"
+    RESTING = "resting"
+
+
+class Line(Struct):
+    """Something that was said."""
+
+    speaker: str
+    text: str
+    at_ms: int
+
+
+class SeqWindow(Struct):
+    """The last 64 positions of one producer's incarnation: bit n of `seen` stands for `highest - n`."""
+
+    highest: int
+    seen: int = 1
+
+
+class HeldInjection(Struct):
+    """An injection that has not ended. `attempt` counts those already made; `fallback_ms` ends a wait (broker time)."""
+
+    injection: Injection
+    placement: str
+    stage: Stage = Stage.WAITING
+    attempt: int = 0
+    fallback_ms: int | None = None
+    quiet_ms: int = 0
+    due_ms: int = 0
+    first_failure_ms: int = 0
+    last_failure_ms: int = 0
+    confirmation: Confirmation = Confirmation.NONE
+    failure: str = ""
+
+
+class LiveContext(Struct):
+    """What a slot holds in the model's context."""
+
+    injection_id: str
+    content_hash: str
+    since_ms: int
+
+
+class RuleMemory(Struct):
+    """What a rule remembers about a session: when it last fired, how often, and a counter of its strategy's own."""
+
+    fired: int = 0
+    last_fired_ms: int = 0
+    counter: int = 0
+
+
+class Session(Struct):
+    """Everything the engine knows about one conversation. Times are broker milliseconds unless said otherwise."""
+
+    session_id: str
+    version: int = SESSION_VERSION
+    offset: int = -1
+    started_ms: int | None = None
+    ended_ms: int | None = None
+    clock_offset_ms: int = 0
+    time_scale: float = 1.0
+    user_id: str | None = None
+    provider: str = ""
+    model: str = ""
+    route: str = ""
+    call_id: str | None = None
+    modality: str = ""
+    facts: dict[str, str] = {}
+    windows: dict[str, SeqWindow] = {}
+    duplicates: int = 0
+    stragglers: int = 0
+    missing: int = 0
+    messages: int = 0
+    turns: int = 0
+    history: list[Line] = []
+    speaking: str | None = None
+    generating: bool = False
+    playing: bool = False
+    tools: int = 0
+    muted: bool = False
+    quiet_since_ms: int | None = None
+    emotion: str = "neutral"
+    timers: dict[str, int] = {}
+    held: dict[str, HeldInjection] = {}
+    live: dict[str, LiveContext] = {}
+    rules: dict[str, RuleMemory] = {}
+    outcomes: dict[str, int] = {}
+    digest: str = ""
+
+
+class Partition(Struct):
+    """What a partition of the events topic remembers: the rules in force, the log it belongs to, how far it has come.
+
+    `now_ms` is the greatest append time so far; records at or below `floor` have been applied for every session.
+    """
+
+    number: int
+    log_id: str = ""
+    floor: int = -1
+    now_ms: int = 0
+    rules_version: int = -1
+    rules_hash: str = ""
+
+
+_session_decoder = msgspec.json.Decoder(Session)
+_partition_decoder = msgspec.json.Decoder(Partition)
+dump_state = msgspec.json.Encoder().encode
+
+
+def load_session(data: bytes) -> Session:
+    """The session in these bytes; UndecodableRecord when they are none, or a newer version's."""
+    session = _decode(_session_decoder, data)
+    if session.version > SESSION_VERSION:
+        raise UndecodableRecord(f"session state of version {session.version}; this engine reads up to {SESSION_VERSION}")
+    return session
+
+
+def load_partition(data: bytes) -> Partition:
+    """The partition record in these bytes; UndecodableRecord when they are none."""
+    return _decode(_partition_decoder, data)
+
+
+_S = TypeVar("_S")
+
+
+def _decode(decoder: msgspec.json.Decoder[_S], data: bytes) -> _S:
+    try:
+        return decoder.decode(data)
+    except msgspec.DecodeError as error:
+        raise UndecodableRecord(f"state: {error}") from error
