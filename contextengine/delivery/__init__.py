@@ -1,0 +1,1 @@
+"""What next when a delivery fails: pure, no I/O, no clock, no randomness."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeVar, cast
 
 import msgspec
 from fastavro import parse_schema, schemaless_reader, schemaless_writer
@@ -99,7 +99,7 @@ def decode(data: bytes) -> Struct:
     stream = io.BytesIO(data)
     stream.seek(HEADER_BYTES)
     try:
-        record = form.build(schemaless_reader(stream, form.schema, None))
+        record = form.build(cast("dict[str, Any]", schemaless_reader(stream, form.schema, None)))
     except Exception as error:  # fastavro raises many types for broken bytes, and all of them mean this
         raise UndecodableRecord(f"{form.record.__name__}: {type(error).__name__}: {error}") from error
     if stream.tell() != len(data):

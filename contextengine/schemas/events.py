@@ -26,8 +26,8 @@ ASSISTANT = "assistant"
 class ConversationEvent(Struct, frozen=True, kw_only=True):
     """What every event of a conversation carries.
 
-    `producer`, `incarnation` and `seq` identify the record: a producer counts its own records of a session from 0, and a
-    restarted producer is a new incarnation. `at_ms` is when it happened; `channel` tells apart the streams of a
+    `producer`, `incarnation` and `seq` identify the record: a producer counts its own records of a session from 0, and
+    a restarted producer is a new incarnation. `at_ms` is when it happened; `channel` tells apart the streams of a
     multi-modal session.
     """
 

@@ -41,15 +41,32 @@ class SeqWindow(Struct):
     seen: int = 1
 
 
+class Place(StrEnum):
+    """The moments of a conversation that a context can wait for."""
+
+    NOW = "now"
+    TURN_BOUNDARY = "turn_boundary"
+    SILENCE = "silence"
+
+
+class Placement(Struct, frozen=True):
+    """When a context may go in: at `place`, or at the latest at `fallback_ms` (broker time).
+
+    `quiet_ms` is how long a silence must have lasted, in broker time.
+    """
+
+    place: Place = Place.NOW
+    quiet_ms: int = 0
+    fallback_ms: int | None = None
+
+
 class HeldInjection(Struct):
-    """An injection that has not ended. `attempt` counts those already made; `fallback_ms` ends a wait (broker time)."""
+    """An injection that has not ended. `attempt` counts those made; `due_ms` is when to look at it again, if at all."""
 
     injection: Injection
-    placement: str
+    placement: Placement
     stage: Stage = Stage.WAITING
     attempt: int = 0
-    fallback_ms: int | None = None
-    quiet_ms: int = 0
     due_ms: int = 0
     first_failure_ms: int = 0
     last_failure_ms: int = 0
@@ -81,6 +98,7 @@ class Session(Struct):
     offset: int = -1
     started_ms: int | None = None
     ended_ms: int | None = None
+    last_event_ms: int = 0
     clock_offset_ms: int = 0
     time_scale: float = 1.0
     user_id: str | None = None
@@ -108,6 +126,7 @@ class Session(Struct):
     held: dict[str, HeldInjection] = {}
     live: dict[str, LiveContext] = {}
     rules: dict[str, RuleMemory] = {}
+    armed_for: str = ""
     outcomes: dict[str, int] = {}
     digest: str = ""
 
@@ -135,7 +154,9 @@ def load_session(data: bytes) -> Session:
     """The session in these bytes; UndecodableRecord when they are none, or a newer version's."""
     session = _decode(_session_decoder, data)
     if session.version > SESSION_VERSION:
-        raise UndecodableRecord(f"session state of version {session.version}; this engine reads up to {SESSION_VERSION}")
+        raise UndecodableRecord(
+            f"session state of version {session.version}; this engine reads up to {SESSION_VERSION}"
+        )
     return session
 
 

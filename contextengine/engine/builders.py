@@ -1,0 +1,128 @@
+"""What to say: a builder fills a context's three dimensions.
+
+Templates are Jinja's, in its immutable sandbox; a name that no template can know is an error when rules load, a value
+that is missing when the context is built suppresses it. What people said (`said`, `history`) is untrusted text: a
+template that quotes it makes its context untrusted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final, Protocol
+
+import jinja2
+from jinja2 import meta
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from contextengine.engine.moment import Moment
+from contextengine.engine.strategies.strategy import Evidence
+from contextengine.errors import TemplateFailed
+from contextengine.schemas.context import Facts
+from contextengine.schemas.events import MessageCompleted
+
+QUOTING_NAMES: Final = frozenset({"said", "history"})
+TEMPLATE_NAMES: Final = QUOTING_NAMES | {"session", "facts", "evidence"}
+
+_jinja = ImmutableSandboxedEnvironment(undefined=jinja2.StrictUndefined, autoescape=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Content:
+    """The three dimensions that a builder fills."""
+
+    information: Facts
+    strategy: Facts
+    attention: Facts
+
+
+class Builder(Protocol):
+    """Makes a context's content from a moment and the evidence of the rule that fired."""
+
+    @property
+    def quotes_people(self) -> bool:
+        """Whether what people said gets into the content."""
+
+    def build(self, moment: Moment, evidence: Evidence) -> Content:
+        """The content. Raises TemplateFailed when a value is missing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """Texts as they stand, or Jinja templates over the session where they contain `{{` or `{%`."""
+
+    information: Mapping[str, str | list[str]] = field(default_factory=dict)
+    strategy: Mapping[str, str | list[str]] = field(default_factory=dict)
+    attention: Mapping[str, str | list[str]] = field(default_factory=dict)
+
+    _templates: dict[str, jinja2.Template] = field(init=False, repr=False, default_factory=dict)
+    quotes_people: bool = field(init=False, repr=False, default=False)
+
+    def __post_init__(self) -> None:
+        names: set[str] = set()
+        for source in self._sources():
+            try:
+                names |= meta.find_undeclared_variables(_jinja.parse(source))
+                self._templates[source] = _jinja.from_string(source)
+            except jinja2.TemplateSyntaxError as error:
+                raise ValueError(f"template {source!r}: {error.message}") from error
+        unknown = names - TEMPLATE_NAMES
+        if unknown:
+            raise ValueError(
+                f"no template knows {', '.join(sorted(unknown))}; known: {', '.join(sorted(TEMPLATE_NAMES))}"
+            )
+        object.__setattr__(self, "quotes_people", bool(names & QUOTING_NAMES))
+        if not (self.information or self.strategy or self.attention):
+            raise ValueError("at least one of information, strategy and attention must say something")
+
+    def _sources(self) -> list[str]:
+        return [
+            text
+            for dimension in (self.information, self.strategy, self.attention)
+            for told in dimension.values()
+            for text in ([told] if isinstance(told, str) else told)
+            if "{{" in text or "{%" in text
+        ]
+
+    def build(self, moment: Moment, evidence: Evidence) -> Content:
+        """The texts, templates rendered. Raises TemplateFailed when a value is missing or a template goes wrong."""
+        names = _names(moment, evidence) if self._templates else {}
+        return Content(
+            self._render(self.information, names),
+            self._render(self.strategy, names),
+            self._render(self.attention, names),
+        )
+
+    def _render(self, dimension: Mapping[str, str | list[str]], names: dict[str, Any]) -> Facts:
+        def render(text: str) -> str:
+            template = self._templates.get(text)
+            if template is None:
+                return text
+            try:
+                return template.render(names)
+            except Exception as error:  # a template is a program of its user's: whatever it raises is its failure
+                raise TemplateFailed(f"template {text!r}: {type(error).__name__}: {error}") from error
+
+        return {
+            name: render(told) if isinstance(told, str) else [render(text) for text in told]
+            for name, told in dimension.items()
+        }
+
+
+def _names(moment: Moment, evidence: Evidence) -> dict[str, Any]:
+    session = moment.session
+    return {
+        "session": {
+            "id": session.session_id,
+            "minutes": moment.elapsed_ms // 60_000,
+            "messages": session.messages,
+            "turns": session.turns,
+            "emotion": session.emotion,
+            "modality": session.modality,
+            "user": session.user_id,
+        },
+        "facts": session.facts,
+        "evidence": evidence,
+        "history": [{"speaker": line.speaker, "text": line.text} for line in session.history],
+        "said": moment.event.text if isinstance(moment.event, MessageCompleted) else "",
+    }

@@ -1,0 +1,87 @@
+"""What holds a fired rule's context back. Asked in this order, the first that refuses says why:
+
+route        the session has not told where contexts go, or has ended
+ttl          the context's life was over before it was decided
+size         more than 32 KiB of text
+duplicate    the slot holds the same content, in the model's context (within the cool-down) or on its way
+buffer       too many injections of this session wait already; a critical one is never refused for that
+shadow       the rule is on trial: it would have injected
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Final, TypeAlias
+
+from contextengine.engine import clock
+from contextengine.engine.candidate import Candidate, content_hash
+from contextengine.schemas.context import Criticality
+from contextengine.schemas.decision import Suppression
+from contextengine.schemas.session import Session
+
+INJECTION_BYTES: Final = 32 * 1024
+BUFFERED: Final = 64
+
+Filter: TypeAlias = "Callable[[Candidate, Session, int], str | None]"
+
+
+def refuse(candidate: Candidate, session: Session, now_ms: int) -> Suppression | None:
+    """Why `candidate` must not become an injection, or None."""
+    for name, asks in FILTERS.items():
+        reason = asks(candidate, session, now_ms)
+        if reason is not None:
+            return Suppression(rule=candidate.rule.name, filter=name, reason=reason)
+    return None
+
+
+def _route(candidate: Candidate, session: Session, now_ms: int) -> str | None:  # noqa: ARG001
+    if session.ended_ms is not None:
+        return "the session has ended"
+    if session.started_ms is None:
+        return "the session has not started: no SessionStarted has said where its contexts go"
+    return None
+
+
+def _ttl(candidate: Candidate, session: Session, now_ms: int) -> str | None:  # noqa: ARG001
+    late_ms = now_ms - candidate.deadline_ms
+    return f"its life ended {late_ms} ms before it was decided" if late_ms >= 0 else None
+
+
+def _size(candidate: Candidate, session: Session, now_ms: int) -> str | None:  # noqa: ARG001
+    size = len(candidate.context.render().encode())
+    return f"{size} bytes of text, at most {INJECTION_BYTES} are allowed" if size > INJECTION_BYTES else None
+
+
+def _duplicate(candidate: Candidate, session: Session, now_ms: int) -> str | None:
+    content = content_hash(candidate.context)
+    live = session.live.get(candidate.slot)
+    if live is not None and live.content_hash == content:
+        ago_ms = now_ms - live.since_ms
+        if ago_ms < clock.broker_span_ms(session, candidate.rule.cooldown_ms):
+            ago_s = round(ago_ms * session.time_scale / 1_000)
+            return f"the same content went in {ago_s} s ago; cool-down {candidate.rule.cooldown_ms // 1_000} s"
+    for held in session.held.values():
+        context = held.injection.context
+        if context.metadata.key == candidate.slot and content_hash(context) == content:
+            return f"the same content is on its way ({held.stage.value})"
+    return None
+
+
+def _buffer(candidate: Candidate, session: Session, now_ms: int) -> str | None:  # noqa: ARG001
+    if candidate.rule.criticality is Criticality.CRITICAL or len(session.held) < BUFFERED:
+        return None
+    return f"{len(session.held)} injections of this session have not ended, at most {BUFFERED} may wait"
+
+
+def _shadow(candidate: Candidate, session: Session, now_ms: int) -> str | None:  # noqa: ARG001
+    return f"on trial: would have injected {candidate.context.render()!r}" if candidate.rule.shadow else None
+
+
+FILTERS: Final[Mapping[str, Filter]] = {
+    "route": _route,
+    "ttl": _ttl,
+    "size": _size,
+    "duplicate": _duplicate,
+    "buffer": _buffer,
+    "shadow": _shadow,
+}

@@ -1,0 +1,145 @@
+"""Rules, and the plan they are compiled into.
+
+A rule says when to inject, what, how important it is and where to place it. The plan knows which rules an event can
+fire: those that listen to its type and, of these, the worded ones only where the message contains one of their
+phrases. So a thousand rules cost about what the few cost that have a chance.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Final
+
+from contextengine.engine.builders import Builder
+from contextengine.engine.moment import Moment
+from contextengine.engine.strategies.strategy import Evidence, Strategy, Timed, Worded
+from contextengine.engine.triggers.keywords import PhraseIndex
+from contextengine.schemas.context import Criticality, Respond, Trust
+from contextengine.schemas.events import AnyEvent, Tick
+from contextengine.schemas.injection import FailurePolicy, FailureStrategy
+from contextengine.schemas.session import Place, RuleMemory, Session
+
+RULE_TIMER: Final = "rule:"
+
+DEFAULT_POLICIES: Final = {
+    Criticality.CRITICAL: FailurePolicy(FailureStrategy.RETRY_ASYNC, max_attempts=5, delay_ms=500),
+    Criticality.IMPORTANT: FailurePolicy(FailureStrategy.RETRY_ASYNC, max_attempts=3, delay_ms=1_000),
+    Criticality.HELPFUL: FailurePolicy(FailureStrategy.SKIP),
+    Criticality.OPTIONAL: FailurePolicy(FailureStrategy.SKIP),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rule:
+    """When to inject what, how important it is, and where to place it. Times are the session's own.
+
+    `key` is the slot (the rule's name by default); `cooldown_ms` keeps the same content out of the slot for so long
+    after it went in; `quiet_ms` and `fallback_ms` belong to the placement; `timeout_ms` is for one attempt (wall
+    clock); in `shadow` a rule decides and explains, and injects nothing.
+    """
+
+    name: str
+    when: Strategy
+    build: Builder
+    criticality: Criticality = Criticality.HELPFUL
+    priority: int = 0
+    ttl_ms: int = 60_000
+    key: str = ""
+    place: Place = Place.NOW
+    quiet_ms: int = 700
+    fallback_ms: int | None = None
+    cooldown_ms: int = 300_000
+    respond: Respond = Respond.NEVER
+    trust: Trust = Trust.TRUSTED
+    timeout_ms: int = 2_000
+    policy: FailurePolicy | None = None
+    shadow: bool = False
+
+    @property
+    def slot(self) -> str:
+        """The key under which a session has one live context."""
+        return self.key or self.name
+
+    @property
+    def failure_policy(self) -> FailurePolicy:
+        """The rule's own policy, or its criticality's."""
+        return self.policy or DEFAULT_POLICIES[self.criticality]
+
+
+@dataclass(frozen=True, slots=True)
+class RuleSet:
+    """All rules in force, compiled; `rules_hash` names them in the log."""
+
+    rules: tuple[Rule, ...]
+    rules_hash: str = ""
+
+    timed: tuple[tuple[Rule, Timed], ...] = field(init=False, repr=False)
+    phrases: PhraseIndex = field(init=False, repr=False)
+    _by_name: dict[str, Rule] = field(init=False, repr=False)
+    _open: dict[type, tuple[Rule, ...]] = field(init=False, repr=False)
+    _worded: dict[str, tuple[Rule, ...]] = field(init=False, repr=False)
+    _worded_types: frozenset[type] = field(init=False, repr=False)
+    _order: dict[str, int] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        ordered = sorted(self.rules, key=lambda rule: -rule.priority)
+        by_type: dict[type, list[Rule]] = defaultdict(list)
+        by_phrase: dict[str, list[Rule]] = defaultdict(list)
+        worded_types: set[type] = set()
+        for rule in ordered:
+            phrases = rule.when.phrases if isinstance(rule.when, Worded) else frozenset()
+            for phrase in phrases:
+                by_phrase[phrase].append(rule)
+                worded_types |= rule.when.listens
+            for listened in rule.when.listens - {Tick} if not phrases else ():
+                by_type[listened].append(rule)
+        derived = {
+            "timed": tuple((rule, rule.when) for rule in ordered if isinstance(rule.when, Timed)),
+            "phrases": PhraseIndex(by_phrase),
+            "_by_name": {rule.name: rule for rule in ordered},
+            "_open": {listened: tuple(rules) for listened, rules in by_type.items()},
+            "_worded": {phrase: tuple(rules) for phrase, rules in by_phrase.items()},
+            "_worded_types": frozenset(worded_types),
+            "_order": {rule.name: at for at, rule in enumerate(ordered)},
+        }
+        for name, value in derived.items():
+            object.__setattr__(self, name, value)
+
+    def moment(self, session: Session, event: AnyEvent, now_ms: int) -> Moment:
+        """What strategies see of `event`."""
+        return Moment(session, event, now_ms, self.phrases)
+
+    def rule(self, name: str) -> Rule | None:
+        """The rule of this name, if there is one."""
+        return self._by_name.get(name)
+
+    def fired_by(self, moment: Moment) -> Iterator[tuple[Rule, Evidence]]:
+        """The rules that fire because of this event, highest priority first, each with its evidence."""
+        for rule in self._concerned(moment):
+            memory = moment.session.rules.get(rule.name) or RuleMemory()
+            evidence = rule.when.evidence(moment, memory)
+            if evidence is not None:
+                memory.fired += 1
+                memory.last_fired_ms = moment.now_ms
+            if evidence is not None or memory.counter:
+                moment.session.rules[rule.name] = memory
+            if evidence is not None:
+                yield rule, evidence
+
+    def _concerned(self, moment: Moment) -> Iterable[Rule]:
+        event = moment.event
+        if isinstance(event, Tick):
+            rule = (
+                self._by_name.get(event.timer.removeprefix(RULE_TIMER)) if event.timer.startswith(RULE_TIMER) else None
+            )
+            return [rule] if rule is not None else []
+        concerned = self._open.get(type(event), ())
+        if type(event) not in self._worded_types or not moment.phrases:
+            return concerned
+        worded = {rule.name: rule for phrase in moment.phrases for rule in self._worded[phrase]}
+        return sorted([*concerned, *worded.values()], key=lambda rule: self._order[rule.name])
+
+
+NO_RULES: Final = RuleSet(())

@@ -1,0 +1,1 @@
+"""What can be noticed in a conversation: words, feelings, pauses. A strategy says what follows from it."""

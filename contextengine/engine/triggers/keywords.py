@@ -1,0 +1,42 @@
+"""Words and phrases, many at once.
+
+A word is a run of letters, marks and digits, with apostrophes inside it; case does not matter. A phrase is found where
+its words follow each other, whatever stands between them that is no word. One pass finds all phrases of all rules: the
+first word of each is looked up, so the cost grows with the text and with what it nearly matches, not with the rules.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+_WORD: Final = re.compile(r"[^\W_]+(?:['\u2019][^\W_]+)*")
+
+
+def words_of(text: str) -> list[str]:
+    """The words of `text` in order, case-folded, typographic apostrophes made plain."""
+    return [word.replace("\u2019", "'") for word in _WORD.findall(text.casefold())]
+
+
+class PhraseIndex:
+    """Finds which of many phrases occur in a text."""
+
+    __slots__ = ("_by_first",)
+
+    def __init__(self, phrases: Iterable[str]) -> None:
+        self._by_first: dict[str, list[tuple[list[str], str]]] = {}
+        for phrase in phrases:
+            first, *rest = words_of(phrase)
+            self._by_first.setdefault(first, []).append((rest, phrase))
+
+    def found_in(self, words: Sequence[str]) -> frozenset[str]:
+        """The phrases that occur in `words`."""
+        by_first = self._by_first
+        return frozenset(
+            phrase
+            for at, word in enumerate(words)
+            if word in by_first
+            for rest, phrase in by_first[word]
+            if words[at + 1 : at + 1 + len(rest)] == rest
+        )
