@@ -164,7 +164,7 @@ class _Reading:
             return None
         rest = [member for member in members if member is not NoneType]
         if isinstance(node, yaml.SequenceNode):
-            rest.sort(key=lambda member: get_origin(member) not in (list,))
+            rest.sort(key=lambda member: get_origin(member) is None)
         return self._value(node, rest[0], what)
 
     def _list(self, node: yaml.Node, hint: Any, what: str, kind: type) -> Any:

@@ -1,0 +1,1 @@
+"""Thin Faust wiring: decode, load, decide, store, send."""

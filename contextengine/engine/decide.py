@@ -57,6 +57,7 @@ class DeadInjection(Struct, frozen=True):
     """An injection that could not be delivered, for the dead letters; times are broker time."""
 
     attempt: InjectionAttempt
+    error_class: str
     reason: str
     first_failure_ms: int
     last_failure_ms: int
@@ -98,8 +99,8 @@ def decide(
         may_fire = _judge(session, event, now_ms, decision)
     moment = rules.moment(session, event, now_ms)
     if may_fire:
-        for rule, evidence in rules.fired_by(moment):
-            _consider(rule, evidence, moment, decision)
+        for rule in rules.concerned(moment):
+            _consider(rule, moment, decision)
     if isinstance(event, SessionEnded):
         _end_waiting(session, Outcome.CANCELLED, "the session has ended", now_ms, decision)
     _release(session, now_ms, decision)
@@ -165,6 +166,7 @@ def _judge_attempt(
 ) -> None:
     verdict = report.verdict
     held.confirmation = verdict.confirmation
+    held.failure = verdict.error_class or verdict.verdict.value
     step = next_step(verdict, held.injection, now_ms)
     if isinstance(step, End):
         if step.outcome is not Outcome.DELIVERED:
@@ -204,14 +206,19 @@ def _try_again_or_rest(session: Session, held: HeldInjection, now_ms: int, decis
         _attempt(session, held, decision)
 
 
-def _consider(rule: Rule, evidence: Evidence, moment: Moment, decision: Decision) -> None:
-    """Build what a fired rule proposes; it becomes an injection, or an explained suppression."""
+def _consider(rule: Rule, moment: Moment, decision: Decision) -> None:
+    """Ask a rule; what it proposes becomes an injection or an explained suppression, and so does its own failure."""
     session, event, now_ms = moment.session, moment.event, moment.now_ms
-    decision.fired.append(Firing(rule=rule.name, evidence=evidence))
     try:
+        evidence = _evidence(rule, moment)
+        if evidence is None:
+            return
+        decision.fired.append(Firing(rule=rule.name, evidence=evidence))
         content = rule.build.build(moment, evidence)
-    except TemplateFailed as error:
-        decision.suppressed.append(Suppression(rule=rule.name, filter="template", reason=str(error)))
+    except Exception as error:  # noqa: BLE001 - a rule is its user's program: whatever it raises is its failure
+        failed = "template" if isinstance(error, TemplateFailed) else "rule"
+        told = str(error) if isinstance(error, TemplateFailed) else f"{type(error).__name__}: {error}"
+        decision.suppressed.append(Suppression(rule=rule.name, filter=failed, reason=told))
         return
     trigger_ms = clock.happened_ms(session, event, now_ms) if isinstance(event, ConversationEvent) else now_ms
     candidate = propose(rule, content, session, decision.position, trigger_ms, now_ms)
@@ -232,6 +239,18 @@ def _consider(rule: Rule, evidence: Evidence, moment: Moment, decision: Decision
             text=candidate.context.render(),
         )
     )
+
+
+def _evidence(rule: Rule, moment: Moment) -> Evidence | None:
+    """The rule's evidence on this event, and what the session remembers of its firing."""
+    memory = moment.session.rules.get(rule.name) or RuleMemory()
+    evidence = rule.when.evidence(moment, memory)
+    if evidence is not None:
+        memory.fired += 1
+        memory.last_fired_ms = moment.now_ms
+    if evidence is not None or memory.counter:
+        moment.session.rules[rule.name] = memory
+    return evidence
 
 
 def _release(session: Session, now_ms: int, decision: Decision) -> None:
@@ -281,7 +300,9 @@ def _end(
         session.live[metadata.key] = LiveContext(injection.injection_id, content_hash(injection.context), now_ms)
     if outcome is Outcome.DEAD:
         decision.dead.append(
-            DeadInjection(_attempt_record(session, held), reason, held.first_failure_ms, held.last_failure_ms)
+            DeadInjection(
+                _attempt_record(session, held), held.failure, reason, held.first_failure_ms, held.last_failure_ms
+            )
         )
     if held.stage is Stage.IN_FLIGHT and outcome in (Outcome.CANCELLED, Outcome.SUPERSEDED):
         decision.cancellations.append(
@@ -362,7 +383,7 @@ def _set_timer(session: Session, timer: str, due_ms: int, decision: Decision) ->
 def _seal(session: Session, partition: Partition, now_ms: int, decision: Decision) -> None:
     """Chain the digest of what was decided to those before it, and explain it."""
     acted = decision.attempts or decision.results or decision.retries or decision.cancellations
-    if not (acted or decision.fired):
+    if not (acted or decision.fired or decision.suppressed):
         return
     chained = blake2b(session.digest.encode(), digest_size=16)
     chained.update(msgspec.json.encode(decision))

@@ -8,18 +8,18 @@ phrases. So a thousand rules cost about what the few cost that have a chance.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
 from contextengine.engine.builders import Builder
 from contextengine.engine.moment import Moment
-from contextengine.engine.strategies.strategy import Evidence, Strategy, Timed, Worded
+from contextengine.engine.strategies.strategy import Strategy, Timed, Worded
 from contextengine.engine.triggers.keywords import PhraseIndex
 from contextengine.schemas.context import Criticality, Respond, Trust
 from contextengine.schemas.events import AnyEvent, Tick
 from contextengine.schemas.injection import FailurePolicy, FailureStrategy
-from contextengine.schemas.session import Place, RuleMemory, Session
+from contextengine.schemas.session import Place, Session
 
 RULE_TIMER: Final = "rule:"
 
@@ -115,20 +115,8 @@ class RuleSet:
         """The rule of this name, if there is one."""
         return self._by_name.get(name)
 
-    def fired_by(self, moment: Moment) -> Iterator[tuple[Rule, Evidence]]:
-        """The rules that fire because of this event, highest priority first, each with its evidence."""
-        for rule in self._concerned(moment):
-            memory = moment.session.rules.get(rule.name) or RuleMemory()
-            evidence = rule.when.evidence(moment, memory)
-            if evidence is not None:
-                memory.fired += 1
-                memory.last_fired_ms = moment.now_ms
-            if evidence is not None or memory.counter:
-                moment.session.rules[rule.name] = memory
-            if evidence is not None:
-                yield rule, evidence
-
-    def _concerned(self, moment: Moment) -> Iterable[Rule]:
+    def concerned(self, moment: Moment) -> Iterable[Rule]:
+        """The rules that this event can fire, highest priority first."""
         event = moment.event
         if isinstance(event, Tick):
             rule = (

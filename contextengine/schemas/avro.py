@@ -1,8 +1,8 @@
 """The Avro schema of a record, derived from its type: the type is the one definition, the shipped file follows it.
 
 `python -m contextengine.schemas.avro` writes `avsc/`; a test fails while the two differ. Mapping (Avro 1.12): str
-and its enums -> string, int -> long, float -> double, bool -> boolean, `X | None` -> union with null first, list -> array,
-dict -> map, a Struct -> record. Enums are strings on the wire, so that a new member breaks no reader.
+and its enums -> string, int -> long, float -> double, bool -> boolean, `X | None` -> union with null first, list ->
+array, dict -> map, a Struct -> record. Enums are strings on the wire, so that a new member breaks no reader.
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
 """What is remembered about a session and about a partition: the values of the sessions table.
 
 The state is JSON, not Avro: it is written by one program and read back by the same one, at every flush, and JSON
-encodes an order of magnitude faster. `version` names its shape; `load_session` reads every older one.
+encodes an order of magnitude faster. `version` names its shape; `load_state` reads every older one.
 """
 
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import TypeVar
+from typing import Final, TypeAlias
 
 import msgspec
 from msgspec import Struct
@@ -15,7 +15,7 @@ from msgspec import Struct
 from contextengine.errors import UndecodableRecord
 from contextengine.schemas.injection import Confirmation, Injection
 
-SESSION_VERSION = 1
+STATE_VERSION: Final = 1
 
 
 class Stage(StrEnum):
@@ -90,11 +90,11 @@ class RuleMemory(Struct):
     counter: int = 0
 
 
-class Session(Struct):
+class Session(Struct, tag="session"):
     """Everything the engine knows about one conversation. Times are broker milliseconds unless said otherwise."""
 
     session_id: str
-    version: int = SESSION_VERSION
+    version: int = STATE_VERSION
     offset: int = -1
     started_ms: int | None = None
     ended_ms: int | None = None
@@ -131,13 +131,14 @@ class Session(Struct):
     digest: str = ""
 
 
-class Partition(Struct):
+class Partition(Struct, tag="partition"):
     """What a partition of the events topic remembers: the rules in force, the log it belongs to, how far it has come.
 
     `now_ms` is the greatest append time so far; records at or below `floor` have been applied for every session.
     """
 
     number: int
+    version: int = STATE_VERSION
     log_id: str = ""
     floor: int = -1
     now_ms: int = 0
@@ -145,31 +146,18 @@ class Partition(Struct):
     rules_hash: str = ""
 
 
-_session_decoder = msgspec.json.Decoder(Session)
-_partition_decoder = msgspec.json.Decoder(Partition)
-dump_state = msgspec.json.Encoder().encode
+State: TypeAlias = Session | Partition
+
+_decoder: Final = msgspec.json.Decoder(State)
+dump_state: Final = msgspec.json.Encoder().encode
 
 
-def load_session(data: bytes) -> Session:
-    """The session in these bytes; UndecodableRecord when they are none, or a newer version's."""
-    session = _decode(_session_decoder, data)
-    if session.version > SESSION_VERSION:
-        raise UndecodableRecord(
-            f"session state of version {session.version}; this engine reads up to {SESSION_VERSION}"
-        )
-    return session
-
-
-def load_partition(data: bytes) -> Partition:
-    """The partition record in these bytes; UndecodableRecord when they are none."""
-    return _decode(_partition_decoder, data)
-
-
-_S = TypeVar("_S")
-
-
-def _decode(decoder: msgspec.json.Decoder[_S], data: bytes) -> _S:
+def load_state(data: bytes) -> State:
+    """The state in these bytes; UndecodableRecord when they are none, or a newer engine's."""
     try:
-        return decoder.decode(data)
+        state: State = _decoder.decode(data)
     except msgspec.DecodeError as error:
         raise UndecodableRecord(f"state: {error}") from error
+    if state.version > STATE_VERSION:
+        raise UndecodableRecord(f"state of version {state.version}; this engine reads up to {STATE_VERSION}")
+    return state

@@ -1,0 +1,50 @@
+"""The rule sets of the log, compiled once each."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+
+from contextengine.engine.rules import NO_RULES, RuleSet
+from contextengine.errors import ConfigurationError
+from contextengine.topics.rulebook import LOG_ID, Entry
+
+
+class RuleSets:
+    """Finds a rule set by its hash; one that is not known yet is looked for in the rules topic.
+
+    `version` and `latest` name the newest rule set: its offset in the rules topic, and its hash; -1 and "" before any.
+    """
+
+    def __init__(
+        self, read: Callable[[], Awaitable[Mapping[str, Entry]]], parse: Callable[[str, str], RuleSet]
+    ) -> None:
+        self._read = read
+        self._parse = parse
+        self._compiled = {"": NO_RULES}
+        self._texts: dict[str, str] = {}
+        self.version = -1
+        self.latest = ""
+        self.log_id = ""
+
+    async def refresh(self) -> None:
+        """Read the rules topic to its end."""
+        for key, entry in (await self._read()).items():
+            if key == LOG_ID:
+                self.log_id = entry.value.decode()
+                continue
+            self._texts[key] = entry.value.decode()
+            if entry.offset > self.version:
+                self.version, self.latest = entry.offset, key
+
+    def known(self, rules_hash: str) -> RuleSet | None:
+        """The rule set, if it has been asked for before."""
+        return self._compiled.get(rules_hash)
+
+    async def of(self, rules_hash: str) -> RuleSet:
+        """The rule set of this hash. ConfigurationError when the rules topic has none: a partition cannot go on."""
+        if rules_hash not in self._texts:
+            await self.refresh()
+        if rules_hash not in self._texts:
+            raise ConfigurationError(f"no rule set {rules_hash} in the rules topic, and a partition is judged by it")
+        compiled = self._compiled[rules_hash] = self._parse(self._texts[rules_hash], f"rule set {rules_hash}")
+        return compiled

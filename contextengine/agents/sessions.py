@@ -1,0 +1,218 @@
+"""The agent of the events topic: decode, load, decide, store, send.
+
+A batch of one partition is one unit: it holds the partition's lock from its first record until the futures of all its
+outputs exist, so that a flush never writes a state whose outputs it does not wait for.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Sequence
+from time import perf_counter
+from typing import Any
+
+from aiokafka import ConsumerRecord
+
+from contextengine.agents.outbox import Outbox
+from contextengine.agents.rule_sets import RuleSets
+from contextengine.agents.timers import Timers
+from contextengine.delivery.dead_letter import Failures, Origin, Stage, headers
+from contextengine.engine.decide import Decision, decide
+from contextengine.engine.partition import follow
+from contextengine.errors import LogReplaced, UndecodableRecord
+from contextengine.monitoring.metrics import WorkerMetrics
+from contextengine.schemas.codec import decode, encode
+from contextengine.schemas.events import (
+    AttemptReported,
+    ConversationEvent,
+    PartitionAssigned,
+    RetryDue,
+    RulesChanged,
+    Tick,
+)
+from contextengine.schemas.session import Partition, Session, State
+from contextengine.tables.live import LiveTable
+from contextengine.topics.catalogue import EVENT_BYTES, Catalogue, partition_for
+
+log = logging.getLogger(__name__)
+
+TRACE = "traceparent"
+_SESSION_EVENTS = (ConversationEvent, Tick, AttemptReported, RetryDue)
+
+
+class SessionsAgent:
+    """Judges the events of the partitions that this worker owns."""
+
+    def __init__(
+        self,
+        topics: Catalogue,
+        table: LiveTable[State],
+        outbox: Outbox,
+        rule_sets: RuleSets,
+        timers: Timers,
+        metrics: WorkerMetrics,
+        *,
+        group: str,
+        worker: str,
+    ) -> None:
+        self._topics = topics
+        self._table = table
+        self._outbox = outbox
+        self._rule_sets = rule_sets
+        self._timers = timers
+        self._metrics = metrics
+        self._group = group
+        self._worker = worker
+
+    async def run(self, batches: AsyncIterator[Any]) -> None:
+        """Judge every batch; an acknowledged batch is one whose outputs are on their way."""
+        async for batch in batches:
+            await self.judge(batch.message.partition, batch.value)
+
+    async def judge(self, number: int, records: Sequence[ConsumerRecord]) -> None:
+        """Judge consecutive records of one partition. Raises only what must stop the worker."""
+        async with self._table.lock(number):
+            partition = self.partition(number)
+            for record in records:
+                if record.offset <= partition.floor:
+                    continue
+                partition.now_ms = max(partition.now_ms, record.timestamp)
+                await self._judge(record, partition)
+                partition.floor = record.offset
+                if self._outbox.is_due(number):
+                    await self._outbox.send(number)
+            self._table.put_partition(number, partition, partition.floor)
+            await self._outbox.send(number)
+
+    def partition(self, number: int) -> Partition:
+        """The record of a partition; one that nobody has owned before begins with the newest rule set."""
+        found = self._table.get_partition(number)
+        if isinstance(found, Partition):
+            return found
+        newest = self._rule_sets
+        born = Partition(number, log_id=newest.log_id, rules_version=newest.version, rules_hash=newest.latest)
+        self._table.put_partition(number, born, born.floor)
+        return born
+
+    def rearm(self, number: int) -> None:
+        """Wait for the timers of all sessions of a partition that has just been restored."""
+        for _, state in self._table.items(number):
+            if isinstance(state, Session):
+                for timer, due_ms in state.timers.items():
+                    self._timers.arm(number, state.session_id, timer, due_ms)
+
+    def is_armed(self, number: int, session_id: str, timer: str, due_ms: int) -> bool:
+        """Whether the session still waits for this timer."""
+        session = self._table.get(number, session_id.encode())
+        return isinstance(session, Session) and session.timers.get(timer) == due_ms
+
+    def check_log(self, number: int, marker_offset: int) -> None:
+        """Raises LogReplaced when the log is not the one that the partition's record was made from."""
+        partition = self.partition(number)
+        newest = self._rule_sets.log_id
+        if partition.log_id != newest:
+            told = f"log id {newest or 'none'}, the state was made from {partition.log_id or 'none'}"
+        elif marker_offset <= partition.floor:
+            told = f"its end is at {marker_offset}, the state has come to {partition.floor}"
+        else:
+            return
+        raise LogReplaced(
+            f"{self._topics.events.name} partition {number}: {told}. The topic was recreated; to start over with it,"
+            f" delete {self._topics.sessions_changelog.name} too, then `contextengine topics apply`"
+        )
+
+    async def _judge(self, record: ConsumerRecord, partition: Partition) -> None:
+        started = perf_counter()
+        try:
+            event = self._decode(record)
+            if isinstance(event, PartitionAssigned | RulesChanged):
+                follow(partition, event)
+                return
+            session = self._session(record, event)
+            if session is None or record.offset <= session.offset:
+                return
+            rules = self._rule_sets.known(partition.rules_hash) or await self._rule_sets.of(partition.rules_hash)
+        except UndecodableRecord as error:
+            self._bury(record, Stage.DECODE, error)
+            return
+        try:
+            decision = decide(session, partition, event, partition.now_ms, rules)
+        except Exception as error:
+            log.exception("a defect of the engine; the event goes to the dead letters")
+            self._bury(record, Stage.DECIDE, error)
+            return
+        session.offset = record.offset
+        self._store(record, session, decision)
+        self._send(record, decision)
+        self._metrics.decided(decision, perf_counter() - started)
+
+    def _decode(self, record: ConsumerRecord) -> Any:
+        """The event; UndecodableRecord for what is none, is too large, or sits in the wrong partition."""
+        value = record.value
+        if value is None:
+            raise UndecodableRecord("no value")
+        if len(value) > EVENT_BYTES:
+            raise UndecodableRecord(f"{len(value)} bytes, at most {EVENT_BYTES} are allowed")
+        event = decode(value)
+        if isinstance(event, PartitionAssigned | RulesChanged):
+            return event
+        if not isinstance(event, _SESSION_EVENTS):
+            raise UndecodableRecord(f"a {type(event).__name__} is no event")
+        key = event.session_id.encode()
+        if record.key != key:
+            raise UndecodableRecord(f"its key is {record.key!r}, its session {event.session_id!r}")
+        belongs = partition_for(key, self._topics.events.partitions)
+        if belongs != record.partition:
+            raise UndecodableRecord(f"session {event.session_id!r} belongs into partition {belongs}")
+        return event
+
+    def _session(
+        self, record: ConsumerRecord, event: ConversationEvent | Tick | AttemptReported | RetryDue
+    ) -> Session | None:
+        """The session of an event; only an event of a conversation begins one."""
+        found = self._table.get(record.partition, record.key)
+        if isinstance(found, Session):
+            return found
+        return Session(event.session_id) if isinstance(event, ConversationEvent) else None
+
+    def _store(self, record: ConsumerRecord, session: Session, decision: Decision) -> None:
+        if decision.forget:
+            self._table.remove(record.partition, record.key, record.offset)
+            return
+        self._table.put(record.partition, record.key, session, record.offset)
+        for timer, due_ms in decision.timers:
+            self._timers.arm(record.partition, session.session_id, timer, due_ms)
+
+    def _send(self, record: ConsumerRecord, decision: Decision) -> None:
+        topics = self._topics
+        trace = [(name, value) for name, value in record.headers if name == TRACE]
+        for topic, outputs in (
+            (topics.injections, decision.attempts),
+            (topics.injections, decision.cancellations),
+            (topics.retry_1s, decision.retries),
+            (topics.results, decision.results),
+            (topics.decisions, [decision.explanation] if decision.explanation else []),
+        ):
+            for output in outputs:
+                self._outbox.add(topic.name, record.partition, record.key, encode(output), trace)
+        for dead in decision.dead:
+            failures = Failures(
+                dead.attempt.injection, dead.attempt.attempt, dead.first_failure_ms, dead.last_failure_ms
+            )
+            told = headers(
+                Stage.DELIVER, dead.error_class, dead.reason, self._origin(record), failures=failures, carried=trace
+            )
+            self._outbox.add(topics.dead.name, record.partition, record.key, encode(dead.attempt), told)
+            self._metrics.dead_letter(Stage.DELIVER)
+
+    def _bury(self, record: ConsumerRecord, stage: Stage, error: Exception) -> None:
+        """A dead letter with the record's bytes unchanged; the partition goes on."""
+        told = headers(stage, type(error).__name__, str(error), self._origin(record), carried=record.headers)
+        self._outbox.add(self._topics.dead.name, record.partition, record.key, record.value, told)
+        self._metrics.dead_letter(stage)
+        log.warning("dead letter: %s partition %d offset %d: %s", record.topic, record.partition, record.offset, error)
+
+    def _origin(self, record: ConsumerRecord) -> Origin:
+        return Origin(
+            record.topic, record.partition, record.offset, record.timestamp, group=self._group, worker=self._worker
+        )
