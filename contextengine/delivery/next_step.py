@@ -5,6 +5,7 @@ An injection is waiting, in flight, resting, or ended; nothing leaves ended. A v
     delivered                          ended: delivered
     refused                            ended: refused
     expired                            ended: expired
+    cancelled                          ended: cancelled
     failed, and will fail again        ended: dead
     failed or unknown, strategy skip   ended: skipped
     failed or unknown, retry_async     rests for the policy's delay, then the next attempt, under the same id;
@@ -42,6 +43,7 @@ _FINAL: Final = {
     Verdict.DELIVERED: Outcome.DELIVERED,
     Verdict.REFUSED: Outcome.REFUSED,
     Verdict.EXPIRED: Outcome.EXPIRED,
+    Verdict.CANCELLED: Outcome.CANCELLED,
 }
 
 

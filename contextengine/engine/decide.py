@@ -27,6 +27,7 @@ from contextengine.engine.strategies.strategy import Evidence
 from contextengine.errors import TemplateFailed
 from contextengine.schemas.decision import Acceptance, DecisionMade, Firing, Suppression
 from contextengine.schemas.events import (
+    HAND_OFF,
     AttemptReported,
     ConversationEvent,
     RetryDue,
@@ -46,6 +47,8 @@ from contextengine.schemas.injection import (
 from contextengine.schemas.session import HeldInjection, LiveContext, Partition, RuleMemory, Session, Stage
 
 INJECTION_TIMER: Final = "injection:"
+REPORT_GRACE_MS: Final = 5_000
+"""How long after its deadline the VoiceEngine's report on a hand-off is waited for."""
 FORGET_TIMER: Final = "forget"
 FORGET_AFTER_MS: Final = 3_600_000
 """An ended session is kept for so long, for reports and duplicates that come late."""
@@ -102,7 +105,8 @@ def decide(
         for rule in rules.concerned(moment):
             _consider(rule, moment, decision)
     if isinstance(event, SessionEnded):
-        _end_waiting(session, Outcome.CANCELLED, "the session has ended", now_ms, decision)
+        for held in list(session.held.values()):
+            _call_back(session, held, Outcome.CANCELLED, "the session has ended", now_ms, decision)
     _release(session, now_ms, decision)
     _arm(session, now_ms, rules, decision)
     _seal(session, partition, now_ms, decision)
@@ -156,7 +160,9 @@ def _judge_tick(session: Session, tick: Tick, now_ms: int, decision: Decision) -
         return False
     if held.stage is Stage.RESTING:
         _try_again_or_rest(session, held, now_ms, decision)
-    elif now_ms >= held.injection.deadline_ms and held.stage is Stage.WAITING:
+    elif held.stage is Stage.IN_FLIGHT:
+        _end(session, held, Outcome.EXPIRED, "nobody reported what became of it", now_ms, decision)
+    elif now_ms >= held.injection.deadline_ms:
         _end(session, held, Outcome.EXPIRED, "its moment did not come within its life", now_ms, decision)
     return False
 
@@ -168,6 +174,8 @@ def _judge_attempt(
     held.confirmation = verdict.confirmation
     held.failure = verdict.error_class or verdict.verdict.value
     step = next_step(verdict, held.injection, now_ms)
+    if held.called_back and not (isinstance(step, End) and step.outcome is Outcome.DELIVERED):
+        step = End(Outcome(held.called_back), verdict.message)
     if isinstance(step, End):
         if step.outcome is not Outcome.DELIVERED:
             held.first_failure_ms = held.first_failure_ms or now_ms
@@ -227,8 +235,7 @@ def _consider(rule: Rule, moment: Moment, decision: Decision) -> None:
         decision.suppressed.append(suppression)
         return
     for held in [held for held in session.held.values() if held.injection.context.metadata.key == candidate.slot]:
-        if held.stage is not Stage.IN_FLIGHT:
-            _end(session, held, Outcome.SUPERSEDED, f"a newer context of {rule.name}", now_ms, decision)
+        _call_back(session, held, Outcome.SUPERSEDED, f"a newer context of {rule.name}", now_ms, decision)
     held = candidate.hold(session, now_ms)
     session.held[held.injection.injection_id] = held
     decision.accepted.append(
@@ -267,7 +274,10 @@ def _release(session: Session, now_ms: int, decision: Decision) -> None:
 def _attempt(session: Session, held: HeldInjection, decision: Decision) -> None:
     held.stage = Stage.IN_FLIGHT
     held.attempt += 1
-    session.timers.pop(INJECTION_TIMER + held.injection.injection_id, None)
+    timer = INJECTION_TIMER + held.injection.injection_id
+    session.timers.pop(timer, None)
+    if session.route == HAND_OFF:
+        _set_timer(session, timer, held.injection.deadline_ms + REPORT_GRACE_MS, decision)
     decision.attempts.append(_attempt_record(session, held))
 
 
@@ -304,10 +314,6 @@ def _end(
                 _attempt_record(session, held), held.failure, reason, held.first_failure_ms, held.last_failure_ms
             )
         )
-    if held.stage is Stage.IN_FLIGHT and outcome in (Outcome.CANCELLED, Outcome.SUPERSEDED):
-        decision.cancellations.append(
-            InjectionCancelled(session_id=session.session_id, injection_id=injection.injection_id, reason=reason)
-        )
     decision.results.append(
         InjectionResult(
             session_id=session.session_id,
@@ -326,9 +332,18 @@ def _end(
     )
 
 
-def _end_waiting(session: Session, outcome: Outcome, reason: str, now_ms: int, decision: Decision) -> None:
-    for held in [held for held in session.held.values() if held.stage is not Stage.IN_FLIGHT]:
+def _call_back(
+    session: Session, held: HeldInjection, outcome: Outcome, reason: str, now_ms: int, decision: Decision
+) -> None:
+    """End what has not been sent; of what is in flight its consumer says whether there was time."""
+    if held.stage is not Stage.IN_FLIGHT:
         _end(session, held, outcome, reason, now_ms, decision)
+    elif not held.called_back:
+        held.called_back = outcome.value
+        injection_id = held.injection.injection_id
+        decision.cancellations.append(
+            InjectionCancelled(session_id=session.session_id, injection_id=injection_id, reason=reason)
+        )
 
 
 def _forget_or_wait(session: Session, now_ms: int, decision: Decision) -> None:

@@ -21,6 +21,8 @@ from contextengine.schemas.injection import AttemptVerdict
 
 USER = "user"
 ASSISTANT = "assistant"
+ATTACH = "attach"
+HAND_OFF = "hand_off"
 
 
 class ConversationEvent(Struct, frozen=True, kw_only=True):
@@ -47,14 +49,14 @@ class ConversationEvent(Struct, frozen=True, kw_only=True):
 class SessionStarted(ConversationEvent, frozen=True, kw_only=True):
     """A conversation begins; names the provider's session that contexts go into, and how they get there.
 
-    `route` is `attach` (the delivery consumer joins the provider's session by `call_id`) or `hand_off` (the
+    `route` is ATTACH (the delivery consumer joins the provider's session by `call_id`) or HAND_OFF (the
     VoiceEngine delivers by itself). `time_scale` multiplies elapsed time: 1 for a live call, 10 for a rehearsal at ten
     times the speed. `facts` are what is known about this session from the start; templates see them.
     """
 
     provider: str
     model: str
-    route: str = "attach"
+    route: str = ATTACH
     call_id: str | None = None
     user_id: str | None = None
     modality: str = "voice"

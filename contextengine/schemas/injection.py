@@ -25,8 +25,8 @@ class Verdict(StrEnum):
     """What became of one attempt.
 
     UNKNOWN: it was sent, and then nobody answered; it may be in the context. EXPIRED: its deadline had passed before it
-    could be sent. REFUSED: the provider will not have it, now or later. FAILED says in `transient` whether trying
-    again may help.
+    could be sent. CANCELLED: it was called back before it could be sent. REFUSED: the provider will not have it, now
+    or later. FAILED says in `transient` whether trying again may help.
     """
 
     DELIVERED = "delivered"
@@ -34,6 +34,7 @@ class Verdict(StrEnum):
     REFUSED = "refused"
     UNKNOWN = "unknown"
     EXPIRED = "expired"
+    CANCELLED = "cancelled"
 
 
 class Confirmation(StrEnum):
@@ -97,7 +98,7 @@ class InjectionAttempt(Struct, frozen=True, kw_only=True):
 
 
 class InjectionCancelled(Struct, frozen=True, kw_only=True):
-    """An attempt that has not been sent yet must not be: its injection has ended."""
+    """An attempt that has not been sent yet must not be; whether it was in time is the attempt's verdict."""
 
     session_id: str
     injection_id: str

@@ -61,7 +61,12 @@ class Placement(Struct, frozen=True):
 
 
 class HeldInjection(Struct):
-    """An injection that has not ended. `attempt` counts those made; `due_ms` is when to look at it again, if at all."""
+    """An injection that has not ended.
+
+    `attempt` counts those made; `due_ms` is the end of its rest.
+
+    `called_back` is the outcome that it ends in when its attempt could still be cancelled.
+    """
 
     injection: Injection
     placement: Placement
@@ -72,6 +77,7 @@ class HeldInjection(Struct):
     last_failure_ms: int = 0
     confirmation: Confirmation = Confirmation.NONE
     failure: str = ""
+    called_back: str = ""
 
 
 class LiveContext(Struct):
