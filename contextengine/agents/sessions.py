@@ -20,7 +20,7 @@ from contextengine.delivery.dead_letter import Failures, Origin, Stage, headers
 from contextengine.engine.decide import Decision, decide
 from contextengine.engine.partition import follow
 from contextengine.errors import LogReplaced, UndecodableRecord
-from contextengine.monitoring.metrics import WorkerMetrics
+from contextengine.monitoring.metrics import DEAD_LETTERS, DECIDE_SECONDS, EVENTS, INJECTIONS, SUPPRESSED
 from contextengine.schemas.codec import decode, encode
 from contextengine.schemas.events import (
     AttemptReported,
@@ -32,7 +32,7 @@ from contextengine.schemas.events import (
 )
 from contextengine.schemas.session import Partition, Session, State
 from contextengine.tables.live import LiveTable
-from contextengine.topics.catalogue import EVENT_BYTES, Catalogue, partition_for
+from contextengine.topics.catalogue import EVENT_BYTES, KEY_BYTES, Catalogue, partition_for
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +50,6 @@ class SessionsAgent:
         outbox: Outbox,
         rule_sets: RuleSets,
         timers: Timers,
-        metrics: WorkerMetrics,
         *,
         group: str,
         worker: str,
@@ -60,7 +59,6 @@ class SessionsAgent:
         self._outbox = outbox
         self._rule_sets = rule_sets
         self._timers = timers
-        self._metrics = metrics
         self._group = group
         self._worker = worker
 
@@ -72,6 +70,7 @@ class SessionsAgent:
     async def judge(self, number: int, records: Sequence[ConsumerRecord]) -> None:
         """Judge consecutive records of one partition. Raises only what must stop the worker."""
         async with self._table.lock(number):
+            started = perf_counter()
             partition = self.partition(number)
             for record in records:
                 if record.offset <= partition.floor:
@@ -83,6 +82,8 @@ class SessionsAgent:
                     await self._outbox.send(number)
             self._table.put_partition(number, partition, partition.floor)
             await self._outbox.send(number)
+        EVENTS.inc(len(records))
+        DECIDE_SECONDS.observe((perf_counter() - started) / len(records))
 
     def partition(self, number: int) -> Partition:
         """The record of a partition; one that nobody has owned before begins with the newest rule set."""
@@ -122,7 +123,6 @@ class SessionsAgent:
         )
 
     async def _judge(self, record: ConsumerRecord, partition: Partition) -> None:
-        started = perf_counter()
         try:
             event = self._decode(record)
             if isinstance(event, PartitionAssigned | RulesChanged):
@@ -144,7 +144,6 @@ class SessionsAgent:
         session.offset = record.offset
         self._store(record, session, decision)
         self._send(record, decision)
-        self._metrics.decided(decision, perf_counter() - started)
 
     def _decode(self, record: ConsumerRecord) -> Any:
         """The event; UndecodableRecord for what is none, is too large, or sits in the wrong partition."""
@@ -161,6 +160,8 @@ class SessionsAgent:
         key = event.session_id.encode()
         if record.key != key:
             raise UndecodableRecord(f"its key is {record.key!r}, its session {event.session_id!r}")
+        if len(key) > KEY_BYTES:
+            raise UndecodableRecord(f"a session id of {len(key)} bytes, at most {KEY_BYTES} are allowed")
         belongs = partition_for(key, self._topics.events.partitions)
         if belongs != record.partition:
             raise UndecodableRecord(f"session {event.session_id!r} belongs into partition {belongs}")
@@ -195,6 +196,10 @@ class SessionsAgent:
         ):
             for output in outputs:
                 self._outbox.add(topic.name, record.partition, record.key, encode(output), trace)
+        for suppressed in decision.suppressed:
+            SUPPRESSED.labels(suppressed.filter).inc()
+        for result in decision.results:
+            INJECTIONS.labels(result.outcome, result.criticality, result.provider).inc()
         for dead in decision.dead:
             failures = Failures(
                 dead.attempt.injection, dead.attempt.attempt, dead.first_failure_ms, dead.last_failure_ms
@@ -203,13 +208,13 @@ class SessionsAgent:
                 Stage.DELIVER, dead.error_class, dead.reason, self._origin(record), failures=failures, carried=trace
             )
             self._outbox.add(topics.dead.name, record.partition, record.key, encode(dead.attempt), told)
-            self._metrics.dead_letter(Stage.DELIVER)
+            DEAD_LETTERS.labels(Stage.DELIVER).inc()
 
     def _bury(self, record: ConsumerRecord, stage: Stage, error: Exception) -> None:
         """A dead letter with the record's bytes unchanged; the partition goes on."""
         told = headers(stage, type(error).__name__, str(error), self._origin(record), carried=record.headers)
         self._outbox.add(self._topics.dead.name, record.partition, record.key, record.value, told)
-        self._metrics.dead_letter(stage)
+        DEAD_LETTERS.labels(stage).inc()
         log.warning("dead letter: %s partition %d offset %d: %s", record.topic, record.partition, record.offset, error)
 
     def _origin(self, record: ConsumerRecord) -> Origin:

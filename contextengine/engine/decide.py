@@ -47,6 +47,8 @@ from contextengine.schemas.injection import (
 from contextengine.schemas.session import HeldInjection, LiveContext, Partition, RuleMemory, Session, Stage
 
 INJECTION_TIMER: Final = "injection:"
+SHOWN_CHARACTERS: Final = 2_000
+"""How much of a context an explanation shows."""
 REPORT_GRACE_MS: Final = 5_000
 """How long after its deadline the VoiceEngine's report on a hand-off is waited for."""
 FORGET_TIMER: Final = "forget"
@@ -243,7 +245,7 @@ def _consider(rule: Rule, moment: Moment, decision: Decision) -> None:
             rule=rule.name,
             injection_id=held.injection.injection_id,
             placement=held.placement.place.value,
-            text=candidate.context.render(),
+            text=candidate.context.render()[:SHOWN_CHARACTERS],
         )
     )
 

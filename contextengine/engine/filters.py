@@ -1,11 +1,13 @@
-"""What holds a fired rule's context back. Asked in this order, the first that refuses says why:
+"""What holds a fired rule's context back.
 
-route        the session has not told where contexts go, or has ended
-ttl          the context's life was over before it was decided
-size         more than 32 KiB of text
-duplicate    the slot holds the same content, in the model's context (within the cool-down) or on its way
-buffer       too many injections of this session wait already; a critical one is never refused for that
-shadow       the rule is on trial: it would have injected
+The filters are asked in this order, and the first that refuses says why:
+
+    route        the session has not told where contexts go, or has ended
+    ttl          the context's life was over before it was decided
+    size         more than 32 KiB of text
+    duplicate    the slot holds the same content, in the model's context (within the cool-down) or on its way
+    buffer       the session's injections that have not ended are too many (critical ones excepted), or too large
+    shadow       the rule is on trial: it would have injected
 """
 
 from __future__ import annotations
@@ -21,6 +23,8 @@ from contextengine.schemas.session import Session
 
 INJECTION_BYTES: Final = 32 * 1024
 BUFFERED: Final = 64
+BUFFERED_BYTES: Final = 384 * 1024
+"""What a session's state can hold and still be written in one record."""
 
 Filter: TypeAlias = "Callable[[Candidate, Session, int], str | None]"
 
@@ -68,13 +72,16 @@ def _duplicate(candidate: Candidate, session: Session, now_ms: int) -> str | Non
 
 
 def _buffer(candidate: Candidate, session: Session, now_ms: int) -> str | None:  # noqa: ARG001
-    if candidate.rule.criticality is Criticality.CRITICAL or len(session.held) < BUFFERED:
-        return None
-    return f"{len(session.held)} injections of this session have not ended, at most {BUFFERED} may wait"
+    if len(session.held) >= BUFFERED and candidate.rule.criticality is not Criticality.CRITICAL:
+        return f"{len(session.held)} injections of this session have not ended, at most {BUFFERED} may wait"
+    size = sum(len(held.injection.context.render().encode()) for held in session.held.values())
+    if size > BUFFERED_BYTES:
+        return f"injections of {size} bytes of text have not ended, at most {BUFFERED_BYTES} may wait"
+    return None
 
 
 def _shadow(candidate: Candidate, session: Session, now_ms: int) -> str | None:  # noqa: ARG001
-    return f"on trial: would have injected {candidate.context.render()!r}" if candidate.rule.shadow else None
+    return f"on trial: would have injected {candidate.context.render()[:500]!r}" if candidate.rule.shadow else None
 
 
 FILTERS: Final[Mapping[str, Filter]] = {

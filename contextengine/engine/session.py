@@ -38,6 +38,8 @@ from contextengine.schemas.session import Line, SeqWindow, Session
 WINDOW: Final = 64
 HISTORY_LINES: Final = 20
 LINE_CHARACTERS: Final = 1_000
+FACTS: Final = 50
+FACT_CHARACTERS: Final = 1_000
 PRODUCERS: Final = 8
 _WINDOW_MASK: Final = (1 << WINDOW) - 1
 
@@ -139,4 +141,4 @@ def _start(session: Session, event: SessionStarted, now_ms: int) -> None:
     session.provider, session.model = event.provider, event.model
     session.route, session.call_id = event.route, event.call_id
     session.modality = event.modality
-    session.facts = dict(event.facts)
+    session.facts = {name[:FACT_CHARACTERS]: told[:FACT_CHARACTERS] for name, told in list(event.facts.items())[:FACTS]}
