@@ -7,12 +7,14 @@ outputs exist, so that a flush never writes a state whose outputs it does not wa
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from time import perf_counter
 from typing import Any
 
 from aiokafka import ConsumerRecord
+from faust.types import StreamT
 
+from contextengine.agents.lag import PartitionLag
 from contextengine.agents.outbox import Outbox
 from contextengine.agents.rule_sets import RuleSets
 from contextengine.agents.timers import Timers
@@ -31,7 +33,7 @@ from contextengine.schemas.events import (
     Tick,
 )
 from contextengine.schemas.session import Partition, Session, State
-from contextengine.tables.live import LiveTable
+from contextengine.tables.live import LiveTable, PartitionLock
 from contextengine.topics.catalogue import EVENT_BYTES, KEY_BYTES, Catalogue, partition_for
 
 log = logging.getLogger(__name__)
@@ -50,6 +52,7 @@ class SessionsAgent:
         outbox: Outbox,
         rule_sets: RuleSets,
         timers: Timers,
+        lag: PartitionLag,
         *,
         group: str,
         worker: str,
@@ -59,13 +62,18 @@ class SessionsAgent:
         self._outbox = outbox
         self._rule_sets = rule_sets
         self._timers = timers
+        self._lag = lag
         self._group = group
         self._worker = worker
 
-    async def run(self, batches: AsyncIterator[Any]) -> None:
+    async def run(self, stream: StreamT[Any]) -> None:
         """Judge every batch; an acknowledged batch is one whose outputs are on their way."""
-        async for batch in batches:
+        async for batch in stream.events():
             await self.judge(batch.message.partition, batch.value)
+
+    def lock(self, number: int) -> PartitionLock:
+        """Held while a partition's state or outputs change."""
+        return self._table.lock(number)
 
     async def judge(self, number: int, records: Sequence[ConsumerRecord]) -> None:
         """Judge consecutive records of one partition. Raises only what must stop the worker."""
@@ -82,6 +90,7 @@ class SessionsAgent:
                     await self._outbox.send(number)
             self._table.put_partition(number, partition, partition.floor)
             await self._outbox.send(number)
+        self._lag.judged(number, records[-1].offset, records[0].timestamp, records[-1].timestamp)
         EVENTS.inc(len(records))
         DECIDE_SECONDS.observe((perf_counter() - started) / len(records))
 

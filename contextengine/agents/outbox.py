@@ -1,0 +1,147 @@
+"""Outputs in record batches: what a batch of events causes goes out in a few requests, not in one for each output.
+
+Outputs belong to the partition of the events that caused them. Its next flush waits until the broker has them all,
+and only then writes the state that says they were made.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import defaultdict
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from aiokafka import errors as kafka
+from aiokafka.record.default_records import DefaultRecordBatchBuilder
+
+from contextengine.errors import BrokerUnavailable, RecordRefused
+from contextengine.tables.live import record_batches
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Mapping, Sequence
+
+    import faust
+
+    from contextengine.tables.live import Headers
+
+SEND_AFTER_S: Final = 0.005
+SEND_AFTER_RECORDS: Final = 256
+DEFAULT_MAX_BYTES: Final = 1_000_000
+"""Kafka's own limit for a record, less a little."""
+
+
+class _Output(NamedTuple):
+    key: bytes | None
+    value: bytes | None
+    headers: Headers
+
+
+@dataclass(slots=True)
+class _Unsent:
+    """Outputs of one input partition that are not on their way, by topic and partition."""
+
+    since: float
+    count: int = 0
+    outputs: defaultdict[tuple[str, int], list[_Output]] = field(default_factory=lambda: defaultdict(list))
+
+
+class Sent(NamedTuple):
+    """Outputs on their way."""
+
+    topic: str
+    partition: int
+    records: int
+    acknowledged: Awaitable[object]
+
+
+class Outbox:
+    """Collects outputs, sends them in record batches, and knows what is still unacknowledged.
+
+    `max_bytes` is the `max.message.bytes` of the topics that do not have Kafka's default.
+    """
+
+    def __init__(self, app: faust.App, max_bytes: Mapping[str, int] | None = None) -> None:
+        self._app: Any = app
+        self._max_bytes = max_bytes or {}
+        self._unsent: dict[int, _Unsent] = {}
+        self._sent: defaultdict[int, list[Sent]] = defaultdict(list)
+
+    def add(
+        self,
+        topic: str,
+        partition: int,
+        key: bytes | None,
+        value: bytes | None,
+        headers: Headers = (),
+        *,
+        caused_by: int | None = None,
+    ) -> None:
+        """Have a record sent to a partition of a topic; `caused_by` is the input partition, if it is not the same.
+
+        RecordRefused, naming the record, when it is larger than its topic allows.
+        """
+        limit = self._max_bytes.get(topic, DEFAULT_MAX_BYTES)
+        if value is not None and len(value) > limit // 2:
+            size = DefaultRecordBatchBuilder.estimate_size_in_bytes(key, value, headers)
+            if size > limit:
+                raise RecordRefused(
+                    f"{topic} partition {partition}: a record with key {key!r} has {size} bytes, allowed are {limit}"
+                )
+        cause = partition if caused_by is None else caused_by
+        unsent = self._unsent.get(cause)
+        if unsent is None:
+            unsent = self._unsent[cause] = _Unsent(time.monotonic())
+        unsent.outputs[topic, partition].append(_Output(key, value, headers))
+        unsent.count += 1
+
+    def is_due(self, partition: int) -> bool:
+        """Whether the outputs of an input partition have waited long enough, or are enough, to be sent."""
+        unsent = self._unsent.get(partition)
+        return unsent is not None and (
+            unsent.count >= SEND_AFTER_RECORDS or time.monotonic() - unsent.since >= SEND_AFTER_S
+        )
+
+    async def send(self, partition: int) -> None:
+        """Send the outputs of an input partition; on return the next flush waits for them."""
+        unsent = self._unsent.pop(partition, None)
+        if unsent is None:
+            return
+        producer = self._app.producer._producer  # noqa: SLF001
+        sent = self._sent[partition]
+        for (topic, target), outputs in unsent.outputs.items():
+            for batch in record_batches(producer, outputs):
+                acknowledged = await producer.send_batch(batch, topic, partition=target)
+                sent.append(Sent(topic, target, batch.record_count(), acknowledged))
+
+    def take(self, partition: int) -> list[Sent]:
+        """What is on its way since the last call."""
+        return self._sent.pop(partition, [])
+
+    def put_back(self, partition: int, sent: list[Sent]) -> None:
+        """Undo a `take`."""
+        self._sent[partition][:0] = sent
+
+    def forget(self, partition: int) -> None:
+        """Drop what is unsent, and no longer ask what became of the rest."""
+        self._unsent.pop(partition, None)
+        for output in self.take(partition):
+            asyncio.ensure_future(output.acknowledged).add_done_callback(_look_away)
+
+
+async def acknowledged(sent: Sequence[Sent]) -> None:
+    """Wait until the broker has all outputs. RecordRefused or BrokerUnavailable, naming where they went."""
+    for output in sent:
+        try:
+            await output.acknowledged
+        except (kafka.KafkaTimeoutError, kafka.KafkaConnectionError, kafka.RequestTimedOutError) as error:
+            raise BrokerUnavailable(f"{output.topic} partition {output.partition}: {error!r}") from error
+        except kafka.KafkaError as error:
+            raise RecordRefused(
+                f"{output.topic} partition {output.partition} refuses {output.records} records: {error!r}"
+            ) from error
+
+
+def _look_away(future: asyncio.Future[object]) -> None:
+    if not future.cancelled():
+        future.exception()

@@ -1,0 +1,607 @@
+"""Batch delivery and the order of a commit: Faust's aiokafka transport, with a consumer of our own.
+
+A batch topic reaches its agent as events whose value is a list of up to 256 consecutive records of one partition. Every
+other topic is delivered as Faust does. The law of a commit, for each partition, whatever happens in between:
+
+    outputs acknowledged  ->  states acknowledged  ->  the partition's own record acknowledged  ->  offset committed
+
+So outputs are durable before the state that says they were made, and state before the offset. What is committed is
+taken under the partition's lock, which a batch holds from its first record until its outputs are on their way. If a
+step fails nothing is committed, and the worker stops: what it has not committed is read again by whoever comes next.
+
+Faust 0.15.3 and aiokafka 0.14.0 are pinned because this module relies on their inside;
+tests/agents/test_transport_contract.py names every name.
+"""
+
+# ruff: noqa: SLF001 - reaching into Faust and aiokafka is what this module is for
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, cast
+
+import aiokafka
+from aiokafka.errors import CommitFailedError, ConsumerStoppedError, IllegalStateError
+from aiokafka.structs import OffsetAndMetadata, TopicPartition
+from faust.events import Event
+from faust.tables.recovery import Recovery
+from faust.transport.drivers import aiokafka as driver
+from faust.types import TP
+from faust.types.tuples import ConsumerMessage
+from mode import Service
+
+from contextengine.agents.outbox import Outbox, Sent, acknowledged
+from contextengine.errors import SettingsInvalid
+from contextengine.tables.live import LiveTable, Snapshot
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    import faust
+    from aiokafka import ConsumerRecord
+
+BATCH_RECORDS: Final = 256
+QUEUED_BATCHES: Final = 64
+FETCH_WAIT_MS: Final = 20
+POLL_S: Final = 0.1
+"""How long to wait for records before looking up: after a rebalance, or for a topic whose queue has room again."""
+FLUSH_LIMIT_S: Final = 60
+"""A flush that takes longer fails. An idempotent producer never gives up on its own."""
+FLUSH_SHARE: Final = 10
+"""At most one part in this many of the time is spent flushing."""
+
+FAUST_SETTINGS: Final[Mapping[str, Any]] = {
+    "broker_commit_interval": 0.5,
+    "consumer_auto_offset_reset": "earliest",
+    "cython_optimizations": True,
+    "processing_guarantee": "at_least_once",
+    "producer_max_batch_size": 256 * 1024,  # 16 KiB, the default, makes a flush eight times as long
+    "producer_request_timeout": 30.0,
+    "recovery_consistency_check": False,
+    "stream_recovery_delay": 0.0,
+    "stream_wait_empty": True,
+    "table_standby_replicas": 0,
+    "topic_allow_declare": False,
+    "topic_disable_leader": True,
+    "web_enabled": False,  # it would listen on every address
+}
+"""What a `faust.App` must be made with; the commit interval may differ."""
+
+PartitionsHook = Callable[[frozenset[int]], Awaitable[None]]
+
+if sys.platform == "linux":
+
+    def _now() -> float:
+        # Goes on while the machine sleeps, as the broker's clock does; monotonic time does not.
+        return time.clock_gettime(time.CLOCK_BOOTTIME)
+else:
+    _now = time.monotonic
+
+
+@dataclass(frozen=True, slots=True)
+class BatchTopic:
+    """A topic that is delivered in batches, and what belongs to its partitions.
+
+    `on_assigned` is called with the partitions that this worker owns, when their states are restored and before their
+    first record is delivered; `on_revoked` when it is about to lose them, before their last flush. Both may add
+    outputs and change states, under the partition's lock. One that raises stops the worker.
+    """
+
+    name: str
+    table: LiveTable[Any]
+    outbox: Outbox
+    on_assigned: PartitionsHook
+    on_revoked: PartitionsHook
+
+
+def install(app: faust.App, *topics: BatchTopic, idempotent: bool = True) -> None:
+    """Have `app` deliver these topics in batches. Starts nothing; call it before the app's transport is used.
+
+    `idempotent` makes the producer's retries harmless; the embedded broker cannot. Raises SettingsInvalid when the app
+    was not made with FAUST_SETTINGS.
+    """
+    for name, wanted in FAUST_SETTINGS.items():
+        found = getattr(app.conf, name)
+        if found != wanted and name != "broker_commit_interval":
+            raise SettingsInvalid(f"Faust's setting {name} is {found!r}, must be {wanted!r}")
+    app.transport = BatchTransport(app.conf.broker_consumer, app)
+    app.transport.batch_topics = {topic.name: topic for topic in topics}
+    app.transport.idempotent = idempotent
+
+
+class DeliveredBatches:
+    """Which batches of a partition were delivered, and up to where all of them are done."""
+
+    def __init__(self) -> None:
+        self._undone: deque[int] = deque()
+        self._committable: int | None = None
+
+    def deliver(self, last_offset: int) -> None:
+        """A batch that ends with this offset is on its way to the agent."""
+        self._undone.append(last_offset)
+
+    def committable(self, acked: set[int]) -> int | None:
+        """The offset after the oldest unbroken run of done batches, None before the first; takes what is in it."""
+        while self._undone and self._undone[0] in acked:
+            last = self._undone.popleft()
+            acked.discard(last)
+            self._committable = last + 1
+        return self._committable
+
+
+@dataclass(slots=True)
+class _Taken:
+    """What a flush took from one partition, under its lock."""
+
+    topic: BatchTopic
+    tp: TP
+    offset: int | None
+    sent: list[Sent]
+    snapshot: Snapshot[Any]
+
+
+class BatchConsumerThread(driver.AIOKafkaConsumerThread):
+    """The thread that owns the aiokafka consumer; it knows when the group last saw this worker alive."""
+
+    last_seen: float = -float("inf")
+    _fetched_to: Mapping[TP, tuple[Any, int]] = {}
+
+    async def on_start(self) -> None:
+        """Start the consumer, and note each heartbeat that succeeds."""
+        await super().on_start()
+        coordinator = self._ensure_consumer()._coordinator
+        heartbeat = coordinator._do_heartbeat
+
+        async def noted_heartbeat() -> bool:
+            sent = _now()
+            succeeded: bool = await heartbeat()
+            if succeeded:
+                self.last_seen = sent
+            return succeeded
+
+        coordinator._do_heartbeat = noted_heartbeat
+
+    def _create_worker_consumer(self, transport: driver.Transport) -> aiokafka.AIOKafkaConsumer:
+        consumer = super()._create_worker_consumer(transport)
+        consumer._fetch_max_wait_ms = FETCH_WAIT_MS
+        return consumer
+
+    async def on_partitions_assigned(self, assigned: set[TP], generation_id: int = 0) -> None:
+        """The group has just accepted this worker."""
+        self.last_seen = _now()
+        await super().on_partitions_assigned(assigned, generation_id)
+
+    def is_member(self, generation: int) -> bool:
+        """Whether the group must still hold this worker for a member of this generation."""
+        silent = _now() - self.last_seen
+        coordinator = self._ensure_consumer()._coordinator
+        return silent < self.app.conf.broker_session_timeout and coordinator.generation == generation
+
+    async def _commit(self, offsets: Mapping[TP, int]) -> bool:
+        """Commit; False when the group has rebalanced meanwhile. Raises what else goes wrong, unlike Faust's own."""
+        sent = _now()
+        commits = {TopicPartition(*tp): OffsetAndMetadata(offset, "") for tp, offset in offsets.items()}
+        try:
+            await self._ensure_consumer().commit(commits)
+        except (CommitFailedError, IllegalStateError) as error:
+            self.log.info("the group has rebalanced, offsets will be committed by their next owner: %s", error)
+            return False
+        self.tp_last_committed_at.update(dict.fromkeys(offsets, time.monotonic()))
+        self.last_seen = sent
+        return True
+
+    async def _fetch_records(
+        self,
+        consumer: aiokafka.AIOKafkaConsumer,
+        active_partitions: set[TP],
+        timeout: float | None = None,  # noqa: ASYNC109 - Faust's signature
+        max_records: int | None = None,
+    ) -> Mapping[TP, list[ConsumerRecord]]:
+        fetched = await super()._fetch_records(consumer, active_partitions, timeout, max_records)
+        assignment = consumer._subscription.subscription.assignment
+        self._fetched_to = {tp: (assignment, assignment.state_value(tp).position) for tp in fetched}
+        return {TP(*tp): records for tp, records in fetched.items() if records}
+
+    async def give_back(self, records: Mapping[TP, list[ConsumerRecord]]) -> None:
+        """Have records of the last fetch fetched again: they could not be delivered."""
+        await self.call_thread(self._give_back, records)
+
+    async def _give_back(self, records: Mapping[TP, list[ConsumerRecord]]) -> None:
+        consumer = self._ensure_consumer()
+        subscription = consumer._subscription.subscription
+        for tp, fetched in records.items():
+            assignment, position = self._fetched_to.get(tp, (None, None))
+            # A position that has been moved since, by a recovery's seek, is where it should be.
+            if assignment is subscription.assignment and assignment.state_value(tp).position == position:
+                consumer.seek(TopicPartition(*tp), fetched[0].offset)
+
+    async def _highwaters(self, partitions: list[TP]) -> Mapping[TP, int]:
+        """The ends of the partitions, as a fetch tells them: the embedded broker's ListOffsets answers too low."""
+        partitions = list(partitions)
+        ends = dict(await super()._highwaters(partitions))
+        if not ends:
+            return ends
+        conf = self.app.conf
+        consumer = aiokafka.AIOKafkaConsumer(
+            bootstrap_servers=driver.server_list(self.transport.url, driver.Transport.default_port),
+            enable_auto_commit=False,
+            auto_offset_reset="earliest",
+            fetch_max_wait_ms=FETCH_WAIT_MS,
+            **driver.credentials_to_aiokafka_auth(conf.broker_credentials, conf.ssl_context),
+        )
+        await consumer.start()
+        try:
+            consumer.assign([TopicPartition(*tp) for tp in ends])
+            for tp, end in ends.items():
+                consumer.seek(TopicPartition(*tp), max(end - 1, 0))
+            async with asyncio.timeout(conf.broker_request_timeout):
+                while any(consumer.highwater(TopicPartition(*tp)) is None for tp in ends):
+                    await consumer.getmany(timeout_ms=FETCH_WAIT_MS)
+            return {tp: max(end, consumer.highwater(TopicPartition(*tp))) for tp, end in ends.items()}
+        finally:
+            await consumer.stop()
+
+
+class BatchRecovery(Recovery):
+    """Faust's recovery; tells the consumer when it has ended, and for which rebalance."""
+
+    _rebalance = 0
+
+    async def on_rebalance(
+        self, assigned: set[TP], revoked: set[TP], newly_assigned: set[TP], generation_id: int = 0
+    ) -> None:
+        """Remember which rebalance the recovery that now begins belongs to."""
+        self._rebalance = self.app.rebalancing_count
+        await super().on_rebalance(assigned, revoked, newly_assigned, generation_id)
+
+    async def on_recovery_completed(self, generation_id: int = 0) -> None:
+        """Let Faust resume everything, then open the streams."""
+        rebalance = self._rebalance
+        await super().on_recovery_completed(generation_id)
+        cast("BatchConsumer", self.app.consumer).open_streams(rebalance)
+
+
+class BatchConsumer(driver.Consumer):
+    """Delivers batches, and commits outputs, states and offsets in their order."""
+
+    _thread: BatchConsumerThread
+    _recovery: BatchRecovery
+
+    def __init__(self, transport: BatchTransport, *args: Any, **kwargs: Any) -> None:
+        self._topics = transport.batch_topics
+        self._tables = {topic.table.changelog_topic: topic.table for topic in self._topics.values()}
+        self._delivered: dict[TP, DeliveredBatches] = {}
+        self._announced: frozenset[TP] = frozenset()
+        self._open_for = -1
+        self._committing = asyncio.Lock()
+        self._failure: BaseException | None = None
+        self._flush_s = 0.0
+        super().__init__(transport, *args, **kwargs)
+
+    def _new_consumer_thread(self) -> BatchConsumerThread:
+        return BatchConsumerThread(self, loop=self.loop, beacon=self.beacon)
+
+    async def on_start(self) -> None:
+        """Give the app a recovery that says when it has ended."""
+        await super().on_start()
+        tables: Any = self.app.tables
+        tables._recovery = self._recovery = BatchRecovery(self.app, tables, beacon=tables.beacon, loop=self.loop)
+
+    # Delivery
+
+    def open_streams(self, rebalance: int) -> None:
+        """Deliver more than changelogs: the recovery of this rebalance has ended."""
+        self._open_for = rebalance
+
+    @property
+    def _streams_are_open(self) -> bool:
+        # Faust may deliver a stream's records between an assignment and the end of its recovery, and then clear the
+        # queues while the position has moved on: a silent stall. The count grows, in the consumer's thread, the moment
+        # a rebalance begins, so an older recovery that ends late opens nothing.
+        return self._open_for == self.app.rebalancing_count
+
+    async def _drain_messages(self, fetcher: Any) -> None:
+        try:
+            while not (self.should_stop or fetcher.should_stop):
+                await asyncio.sleep(0)
+                generation = self.app.consumer_generation_id
+                records = await self._fetch()
+                if records:
+                    undelivered = await self._deliver(records, generation)
+                    if undelivered:
+                        await self._thread.give_back(undelivered)
+        except (ConsumerStoppedError, asyncio.CancelledError):
+            if not self.app.should_stop:
+                raise
+        except Exception as error:  # noqa: BLE001 - whatever it is, the worker cannot go on without records
+            await self._fail("delivery", error)
+
+    async def _fetch(self) -> Mapping[TP, list[ConsumerRecord]]:
+        if not self.flow_active:
+            await self.wait(self.can_resume_flow.wait())
+        if self._streams_are_open:
+            await self._announce_assignment()
+            wanted = self._get_active_partitions()
+        else:
+            wanted = {tp for tp in self._get_active_partitions() if self._is_changelog_tp(tp)}
+        if not wanted or self.should_stop:
+            await self.sleep(FETCH_WAIT_MS / 1000)
+            return {}
+        return await self._getmany(active_partitions=wanted, timeout=POLL_S)
+
+    def _may_deliver(self, generation: int, *, changelog: bool = False) -> bool:
+        return (
+            self.flow_active
+            and generation == self.app.consumer_generation_id
+            and (changelog or self._streams_are_open)
+            and not self.should_stop
+        )
+
+    async def _deliver(
+        self, fetched: Mapping[TP, list[ConsumerRecord]], generation: int
+    ) -> dict[TP, list[ConsumerRecord]]:
+        """Deliver, and return what could not be: a rebalance has begun."""
+        batches: dict[TP, list[ConsumerRecord]] = {}
+        undelivered: dict[TP, list[ConsumerRecord]] = {}
+        for tp, records in fetched.items():
+            highwater = self.highwater(tp)
+            self.app.monitor.track_tp_end_offset(tp, highwater)
+            if tp.topic in self._topics:
+                batches[tp] = records
+            elif tp.topic in self._tables:
+                if not await self._restore(tp, records, generation):
+                    undelivered[tp] = records
+            elif rest := await self._deliver_singly(tp, records, generation):
+                undelivered[tp] = rest
+        return undelivered | await self._deliver_batches(batches, generation)
+
+    async def _deliver_batches(
+        self, fetched: dict[TP, list[ConsumerRecord]], generation: int
+    ) -> dict[TP, list[ConsumerRecord]]:
+        """In turns, a batch of each partition: one with a long backlog does not hold up the others."""
+        waiting = {}
+        for tp, records in fetched.items():
+            read = self._read_offset[tp]
+            fresh = records if read is None or records[0].offset > read else [r for r in records if r.offset >= read]
+            if fresh:
+                waiting[tp] = fresh
+        while waiting:
+            for tp, records in list(waiting.items()):
+                if not await self._deliver_batch(tp, records[:BATCH_RECORDS], generation):
+                    return waiting
+                if len(records) > BATCH_RECORDS:
+                    waiting[tp] = records[BATCH_RECORDS:]
+                else:
+                    del waiting[tp]
+        return {}
+
+    async def _deliver_batch(self, tp: TP, records: list[ConsumerRecord], generation: int) -> bool:
+        channels = cast("Any", self.app.topics)._tp_index[tp]
+        # Not queue.put(): a rebalance cancels those who wait in it, and that would end the fetcher.
+        while self._may_deliver(generation) and any(c.queue.qsize() >= QUEUED_BATCHES for c in channels):  # noqa: ASYNC110
+            await asyncio.sleep(0.002)
+        if not self._may_deliver(generation) or not self.app.flow_control.is_active():
+            return False
+        last = records[-1]
+        message = ConsumerMessage(
+            tp.topic,
+            tp.partition,
+            last.offset,
+            last.timestamp / 1000,
+            last.timestamp_type,
+            None,
+            None,
+            cast("Any", records),
+            None,
+            tp=tp,
+            generation_id=generation,
+        )
+        message.incref(len(channels))
+        self._delivered[tp].deliver(last.offset)
+        self._read_offset[tp] = last.offset
+        event = Event(self.app, None, records, None, message)
+        for channel in channels:
+            channel.queue.put_nowait(event)
+        return True
+
+    async def _deliver_singly(self, tp: TP, records: list[ConsumerRecord], generation: int) -> list[ConsumerRecord]:
+        """As Faust does; returns what could not be delivered."""
+        acks = self.app.topics.acks_enabled_for(tp.topic)
+        changelog = self._is_changelog_tp(tp)
+        for number, record in enumerate(records):
+            if not self._may_deliver(generation, changelog=changelog):
+                return records[number:]
+            read = self._read_offset[tp]
+            if read is not None and record.offset < read:
+                continue
+            if acks and read and record.offset - read > 1:
+                await self._add_gap(tp, read + 1, record.offset)
+            await self.wait_first(self.callback(self._to_message(tp, record)), self.suspend_flow.wait())
+            self._read_offset[tp] = record.offset
+        return []
+
+    async def _restore(self, tp: TP, records: list[ConsumerRecord], generation: int) -> bool:
+        """Apply changelog records to their table at once, and show Faust's recovery only the last of them.
+
+        Faust's own loop takes 285 us for each. It is told how far the restore has come before it sees the record, so a
+        record that a rebalance clears out of its queue is not missed. False when a rebalance has begun.
+        """
+        if not self._may_deliver(generation, changelog=True):
+            return False
+        recovery = self._recovery
+        if tp in recovery.active_tps:
+            self._tables[tp.topic].restore(tp.partition, records)
+            recovery.active_offsets[tp] = max(records[-1].offset, recovery.active_offsets[tp] or 0)
+            await self.wait_first(self.callback(self._to_message(tp, records[-1])), self.suspend_flow.wait())
+        return True
+
+    # Commit
+
+    @Service.task
+    async def _commit_handler(self) -> None:
+        while not self.should_stop:
+            await self.sleep(max(self.commit_interval, self._flush_s * (FLUSH_SHARE - 1)))
+            if not self.should_stop:
+                await self.commit()
+
+    async def commit(self, topics: Any = None, start_new_transaction: bool = True) -> bool:  # noqa: ARG002
+        """Flush and commit everything. One under way is waited for, not relied on: it may have begun too early."""
+        async with self._committing:
+            return await self.force_commit()
+
+    async def force_commit(self, topics: Any = None, start_new_transaction: bool = True) -> bool:  # noqa: ARG002
+        """Flush and commit everything; a failure stops the worker."""
+        if self._failure is not None:
+            return False
+        sensor = self.app.sensors.on_commit_initiated(self)
+        began = time.monotonic()
+        try:
+            async with asyncio.timeout(FLUSH_LIMIT_S):
+                committed = await self._flush_and_commit()
+        except Exception as error:  # noqa: BLE001 - whatever it is, going on would commit what is not durable
+            await self._fail("a flush", error)
+            return False
+        self._flush_s = time.monotonic() - began
+        self.app.sensors.on_commit_completed(self, sensor)
+        return committed
+
+    async def _flush_and_commit(self) -> bool:
+        singly = [tp for tp in self._acked if tp.topic not in self._topics]
+        committed = await self._commit_tps(singly, start_new_transaction=False) if singly else False
+        generation = self.app.consumer_generation_id
+        if not self._is_member(generation):
+            return committed
+        taken = [await self._take(tp, generation) for tp in list(self._delivered)]
+        await asyncio.gather(*(acknowledged(of.sent) for of in taken))
+        if not self._is_member(generation):
+            for of in taken:
+                of.topic.outbox.put_back(of.tp.partition, of.sent)
+                of.topic.table.put_back(of.snapshot)
+            return committed
+        producer = cast("Any", self.app.producer)._producer
+        await asyncio.gather(*(of.topic.table.write(of.snapshot, producer) for of in taken))
+        offsets = {of.tp: of.offset for of in taken if of.offset is not None and self._should_commit(of.tp, of.offset)}
+        if not offsets or not self._is_member(generation):
+            return committed
+        if await self._commit(offsets):
+            self._committed_offset.update(offsets)
+            self.app.monitor.on_tp_commit(offsets)
+            committed = True
+        return committed
+
+    async def _take(self, tp: TP, generation: int) -> _Taken:
+        topic = self._topics[tp.topic]
+        async with topic.table.lock(tp.partition):
+            await topic.outbox.send(tp.partition)
+            acked = self._acked_index[tp]
+            offset = self._delivered[tp].committable(acked)
+            self._acked[tp][:] = acked
+            return _Taken(
+                topic, tp, offset, topic.outbox.take(tp.partition), topic.table.snapshot(tp.partition, generation)
+            )
+
+    def _is_member(self, generation: int) -> bool:
+        """The guard against a flush behind a new owner's back, when this worker has slept through its session.
+
+        It is check and then act, so it makes such a flush rare; what makes it harmless is the law of a restore.
+        """
+        if not self._delivered:
+            return True
+        if self._thread.is_member(generation):
+            return True
+        self.log.warning("nothing is flushed: the group may hold this worker for dead, no heartbeat has succeeded")
+        return False
+
+    async def on_task_error(self, exc: BaseException) -> None:
+        """An agent has raised. Faust would commit its batch all the same."""
+        await self._fail("an agent", exc)
+
+    async def _fail(self, what: str, error: BaseException) -> None:
+        if self._failure is None:
+            self._failure = error
+            self.log.critical("%s failed, the worker stops and commits nothing more: %r", what, error)
+            await self.crash(error)
+
+    # Rebalance
+
+    async def on_partitions_revoked(self, revoked: set[TP]) -> None:
+        """Finish, flush and commit what is in hand, then forget the partitions."""
+        # Faust drops offsets that are acknowledged and not committed, so this comes first.
+        if not self.should_stop:
+            self.stop_flow()
+            self.app.flow_control.suspend()
+            self.app.flow_control.clear()
+            await self.wait_empty()
+        self._forget()
+        await super().on_partitions_revoked(revoked)
+
+    async def on_partitions_assigned(self, assigned: set[TP], generation_id: int = 0) -> None:
+        """Begin with nothing: what a partition has is restored."""
+        self._forget()
+        await super().on_partitions_assigned(assigned, generation_id)
+        self._delivered = {tp: DeliveredBatches() for tp in assigned if tp.topic in self._topics}
+
+    async def wait_empty(self) -> None:
+        """Finish the batches in hand, then flush and commit: a rebalance begins, or the worker stops."""
+        await self._announce_revocation()
+        began = time.monotonic()
+        while self._unacked_messages and not self.should_stop:
+            await self._wait_for_ack(timeout=1)
+            if time.monotonic() - began > 5:
+                self.log.warning("waiting for %d batches in hand", len(self._unacked_messages))
+        await self.commit()
+
+    def _forget(self) -> None:
+        for tp in self._delivered:
+            topic = self._topics[tp.topic]
+            topic.table.forget(tp.partition)
+            topic.outbox.forget(tp.partition)
+        self._delivered = {}
+
+    async def _announce_assignment(self) -> None:
+        owned = frozenset(self._delivered)
+        if owned == self._announced:
+            return
+        self._announced = owned
+        for tp in owned:
+            self._topics[tp.topic].table.own(tp.partition)
+        for topic, partitions in self._by_topic(owned):
+            await topic.on_assigned(partitions)
+
+    async def _announce_revocation(self) -> None:
+        announced, self._announced = self._announced, frozenset()
+        try:
+            for topic, partitions in self._by_topic(announced):
+                await topic.on_revoked(partitions)
+        except Exception as error:  # noqa: BLE001 - whatever it is, what it should have done is undone
+            await self._fail("on_revoked", error)
+
+    def _by_topic(self, tps: Iterable[TP]) -> list[tuple[BatchTopic, frozenset[int]]]:
+        by_topic: dict[str, set[int]] = {}
+        for tp in tps:
+            by_topic.setdefault(tp.topic, set()).add(tp.partition)
+        return [(self._topics[name], frozenset(partitions)) for name, partitions in by_topic.items()]
+
+
+class BatchProducer(driver.Producer):
+    """Faust's producer, idempotent where the broker can."""
+
+    def _settings_extra(self) -> Mapping[str, Any]:
+        if cast("BatchTransport", self.transport).idempotent:
+            return {"acks": "all", "enable_idempotence": True}
+        return super()._settings_extra()
+
+
+class BatchTransport(driver.Transport):
+    """The transport that `install` gives an app."""
+
+    Consumer = BatchConsumer
+    Producer = BatchProducer
+
+    batch_topics: Mapping[str, BatchTopic] = {}
+    idempotent = True

@@ -1,0 +1,185 @@
+"""Where the rooms meet: the worker's Faust app, and the process around it.
+
+`build_app` builds and starts nothing; importing this module starts nothing either.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import uuid
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import faust
+from msgspec import Struct
+
+from contextengine.agents.lag import PartitionLag
+from contextengine.agents.outbox import Outbox
+from contextengine.agents.rule_sets import RuleSets
+from contextengine.agents.sessions import SessionsAgent
+from contextengine.agents.timers import Timers
+from contextengine.agents.transport import FAUST_SETTINGS, QUEUED_BATCHES, BatchTopic, install
+from contextengine.errors import ConfigurationError, ContextEngineError
+from contextengine.monitoring.health import Health
+from contextengine.rulefile import parse_rules, rules_hash
+from contextengine.schemas.codec import encode
+from contextengine.schemas.events import PartitionAssigned, RulesChanged, Tick
+from contextengine.schemas.session import State, dump_state, load_state
+from contextengine.settings import Settings
+from contextengine.tables.live import LiveTable
+from contextengine.topics import admin, rulebook
+from contextengine.topics.catalogue import SESSIONS_TABLE, Catalogue, catalogue
+
+log = logging.getLogger(__name__)
+
+PARTITIONS_OWNED = "partitions owned and restored"
+
+
+class StateAsJson:
+    """The codec of the sessions table."""
+
+    encode = staticmethod(dump_state)
+    decode = staticmethod(load_state)
+
+
+@dataclass(slots=True)
+class Worker:
+    """A worker's app, and what belongs to it."""
+
+    app: faust.App
+    agent: SessionsAgent
+    rule_sets: RuleSets
+    timers: Timers
+    topics: Catalogue
+    health: Health
+    name: str
+    lag: PartitionLag
+
+    async def take_over(self, partitions: Iterable[int]) -> None:
+        """Mark each partition's log, check that it is the one we know, and wait for its timers again."""
+        for number in partitions:
+            generation = int(self.app.consumer_generation_id)
+            offset, _ = await self.append(number, PartitionAssigned(worker=self.name, generation=generation))
+            async with self.agent.lock(number):
+                partition = self.agent.partition(number)
+                self.agent.check_log(number, offset)
+            if self.rule_sets.version > partition.rules_version:
+                await self.append(number, self.rules_changed())
+            self.timers.own(number)
+            self.agent.rearm(number)
+            self.lag.watch(number)
+        self.health.meet(PARTITIONS_OWNED)
+
+    async def let_go(self, partitions: Iterable[int]) -> None:
+        """Somebody else may own these partitions soon."""
+        self.health.miss(PARTITIONS_OWNED, "rebalancing")
+        for number in partitions:
+            self.timers.disown(number)
+            self.lag.leave(number)
+
+    async def append(self, partition: int, event: Struct, key: bytes | None = None) -> tuple[int, int]:
+        """Append a record of our own to the events topic; its offset and append time, once acknowledged."""
+        producer = self.app.producer._producer  # noqa: SLF001 - Faust's own send cannot name a partition without a key
+        sent = await producer.send(self.topics.events.name, encode(event), key=key, partition=partition)
+        acknowledged = await sent
+        self.timers.learn(acknowledged.timestamp)
+        return acknowledged.offset, acknowledged.timestamp
+
+    def rules_changed(self) -> RulesChanged:
+        """The record that puts the newest rule set in force."""
+        return RulesChanged(version=self.rule_sets.version, rules_hash=self.rule_sets.latest)
+
+
+def _credentials(settings: Settings) -> faust.SASLCredentials | faust.SSLCredentials | None:
+    """How Faust's own clients talk to the broker."""
+    context = settings.ssl_context()
+    if settings.security.startswith("sasl") and settings.sasl_password is not None:
+        return faust.SASLCredentials(
+            mechanism=settings.sasl_mechanism,
+            username=settings.sasl_username,
+            password=settings.sasl_password.get_secret_value(),
+            ssl_context=context,
+        )
+    return faust.SSLCredentials(context) if context is not None else None
+
+
+def build_app(settings: Settings) -> Worker:
+    """The worker that these settings ask for; `worker.app.start()` starts it, in the running event loop."""
+    topics = catalogue(settings)
+    name = f"{socket.gethostname()}-{uuid.uuid4().hex[:8]}"
+    app = faust.App(
+        settings.worker_group,
+        broker=[f"kafka://{address}" for address in settings.kafka_client()["bootstrap_servers"]],
+        broker_credentials=_credentials(settings),
+        autodiscover=False,
+        datadir=str(settings.data_dir),
+        topic_partitions=settings.partitions,
+        broker_session_timeout=settings.session_timeout_ms / 1_000,
+        broker_heartbeat_interval=settings.session_timeout_ms / 4_000,
+        **{**FAUST_SETTINGS, "broker_commit_interval": settings.commit_interval_ms / 1_000},
+    )
+    table: LiveTable[State] = LiveTable(
+        app, SESSIONS_TABLE, StateAsJson(), store=f"{settings.state_store}://", partitions=settings.partitions
+    )
+    outbox = Outbox(app, {topic.name: topic.max_message_bytes for topic in topics})
+    rule_sets = RuleSets(lambda: rulebook.read(settings), parse_rules)
+
+    async def publish_tick(partition: int, tick: Tick) -> int:
+        _, append_ms = await worker.append(partition, tick, tick.session_id.encode())
+        return append_ms
+
+    def is_armed(partition: int, session_id: str, timer: str, due_ms: int) -> bool:
+        return agent.is_armed(partition, session_id, timer, due_ms)
+
+    timers = Timers(publish_tick, is_armed)
+    lag = PartitionLag(app, topics.events.name)
+    agent = SessionsAgent(topics, table, outbox, rule_sets, timers, lag, group=settings.worker_group, worker=name)
+    worker = Worker(app, agent, rule_sets, timers, topics, Health(PARTITIONS_OWNED), name, lag)
+    events = app.topic(topics.events.name, key_serializer="raw", value_serializer="raw", maxsize=QUEUED_BATCHES)
+    app.agent(events, name="sessions")(agent.run)
+    app.task(timers.run)
+    install(
+        app,
+        BatchTopic(topics.events.name, table, outbox, on_assigned=worker.take_over, on_revoked=worker.let_go),
+        idempotent=not settings.embedded,
+    )
+    return worker
+
+
+async def run_worker(settings: Settings, rules_text: str | None, stop: asyncio.Event, worker: Worker) -> None:
+    """Run a worker until `stop`: then finish what is in hand, flush, commit and leave the group.
+
+    `rules_text` is put in force if it is not the newest rule set. Raises what made the worker stop by itself.
+    """
+    differences = (await admin.check(settings)).differences
+    if differences:
+        told = "\n".join(str(difference) for difference in differences)
+        raise ConfigurationError(f"{told}\nrun `contextengine topics apply` first")
+    if rules_text is not None:
+        await publish_rules(settings, rules_text)
+    await worker.rule_sets.refresh()
+    if worker.rule_sets.latest:
+        await worker.rule_sets.of(worker.rule_sets.latest)
+    await worker.app.start()
+    try:
+        await worker.app.wait(stop.wait())
+    finally:
+        await worker.app.stop()
+    reason = worker.app.crash_reason
+    if reason is not None:
+        raise (
+            reason if isinstance(reason, ContextEngineError) else ContextEngineError(f"the worker stopped: {reason!r}")
+        )
+
+
+async def publish_rules(settings: Settings, text: str) -> int:
+    """Store a rule set, unless it is the newest already; its version. RulesInvalid when it is none."""
+    parse_rules(text, "rules")
+    name = rules_hash(text)
+    entries = await rulebook.read(settings)
+    newest = max((entry.offset for key, entry in entries.items() if key != rulebook.LOG_ID), default=-1)
+    if name in entries and entries[name].offset == newest:
+        return newest
+    return await rulebook.append(settings, name, text.encode())
