@@ -62,9 +62,9 @@ class EmbeddedBroker:
         binary = broker_binary()
         self.port = free_port(self.port)
         url = f"tcp://{self.bootstrap}"
+        arguments = ["--storage-engine=memory://tansu/", f"--listener-url={url}", f"--advertised-listener-url={url}"]
         process = subprocess.Popen(  # noqa: S603  the arguments are ours
-            ["/bin/sh", "-c", RUN_WHILE_WE_LIVE, binary, "broker", "--storage-engine", "memory://tansu/"]
-            + ["--listener-url", url, "--advertised-listener-url", url],
+            ["/bin/sh", "-c", RUN_WHILE_WE_LIVE, binary, "broker", *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -136,7 +136,9 @@ def free_port(wanted: int) -> int:
         try:
             probe.bind((LOOPBACK, wanted))
         except OSError as taken:
-            raise ConfigurationError(f"port {wanted} is taken: {taken.strerror}; another broker may be running") from taken
+            raise ConfigurationError(
+                f"port {wanted} is taken: {taken.strerror}; another broker may be running"
+            ) from taken
         return int(probe.getsockname()[1])
 
 

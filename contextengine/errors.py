@@ -10,7 +10,8 @@
     ├── UndecodableRecord       bytes that are no record of ours; the record is dead-lettered, never retried
     ├── TemplateFailed          a template met a missing or wrong value; the context is suppressed
     ├── Unrenderable            a provider cannot carry this injection; the attempt is refused
-    └── BrokerUnavailable       no broker answers; trying again helps once it does
+    ├── BrokerUnavailable       no broker answers; trying again helps once it does
+    └── RecordRefused           the broker will not have a record; trying again does not help
 """
 
 from __future__ import annotations
@@ -72,3 +73,7 @@ class Unrenderable(ContextEngineError):
 
 class BrokerUnavailable(ContextEngineError):
     """No broker answers at the configured address; trying again helps once it does."""
+
+
+class RecordRefused(ContextEngineError):
+    """The broker answers, and will not have a record (its size, our rights, a fenced producer)."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
@@ -12,6 +13,10 @@ PayloadT = TypeVar("PayloadT")
 
 UNTRUSTED_BYTES = 2_048
 """How much untrusted text (UTF-8 bytes) may reach a model in one injection."""
+
+
+_ROLE_TOKEN = r"<\|[^|<>]*\|>"
+"""What chat templates mark roles with, such as <|im_start|>."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +54,11 @@ class Adapter(Protocol, Generic[PayloadT]):
 
 
 def render_untrusted(context: Context, nonce: str) -> str:
-    """The context's text for a user role: delimited by `nonce`, without control characters, at most 2 KiB."""
-    text = "".join(char for char in context.render() if char.isprintable() or char == "\n").replace(nonce, "")
+    """The context's text for a user role: delimited by `nonce`, at most 2 KiB, no control characters or role tokens."""
+    text = "".join(char for char in context.render() if char.isprintable() or char == "\n")
+    forbidden = re.compile(rf"{_ROLE_TOKEN}|{re.escape(nonce)}")
+    while forbidden.search(text):  # taking one out may put another together
+        text = forbidden.sub("", text)
     cut = text.encode()[:UNTRUSTED_BYTES].decode(errors="ignore")
     return f"<context {nonce}>\n{cut}\n</context {nonce}>"
 

@@ -26,16 +26,18 @@ from pydantic import BaseModel
 from typing_extensions import get_type_hints, is_typeddict
 
 _PICKED_BY: Final = ("type", "role")
-_PLAIN: Final[Mapping[object, tuple[type, ...]]] = {
-    str: (str,),
-    bool: (bool,),
-    int: (int,),
-    float: (int, float),
-    type(None): (type(None),),
+_JSON_NAMES: Final[Mapping[type, str]] = {
+    str: "a string",
+    bool: "a boolean",
+    int: "a number",
+    float: "a number",
+    list: "an array",
+    dict: "an object",
+    type(None): "null",
 }
 
 
-class Mismatch(ValueError):
+class PayloadMismatch(ValueError):  # noqa: N818 - says what it is, like the errors in errors.py
     """JSON that the SDK's type does not allow: `path` says where, `problem` what is wrong there."""
 
     def __init__(self, path: str, problem: str) -> None:
@@ -58,7 +60,7 @@ class PayloadType:
         self._shape = _shape(sdk_type, {})
 
     def check(self, frame: object) -> None:
-        """Raise Mismatch, naming the path, unless `frame` (decoded JSON) is exactly what the type allows."""
+        """Raise PayloadMismatch, naming the path, unless `frame` (decoded JSON) is exactly what the type allows."""
         self._shape.check(frame, "")
 
 
@@ -73,12 +75,12 @@ class _Anything:
 
 @dataclass(frozen=True, slots=True)
 class _Plain:
-    name: str
-    python_types: tuple[type, ...]
+    declared: type
 
     def check(self, value: object, path: str) -> None:
-        if not isinstance(value, self.python_types) or (isinstance(value, bool) and bool not in self.python_types):
-            raise Mismatch(path, f"is {_json_name(value)}, must be {self.name}")
+        if type(value) is not self.declared and not (self.declared is float and type(value) is int):
+            wanted = "an integer" if self.declared is int else _JSON_NAMES[self.declared]
+            raise PayloadMismatch(path, f"is {_json_name(value)}, must be {wanted}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +89,7 @@ class _OneOfTheseValues:
 
     def check(self, value: object, path: str) -> None:
         if not any(type(value) is type(allowed) and value == allowed for allowed in self.values):
-            raise Mismatch(path, f"is {value!r}, must be one of {', '.join(map(repr, self.values))}")
+            raise PayloadMismatch(path, f"is {value!r}, must be one of {', '.join(map(repr, self.values))}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +98,7 @@ class _ListOf:
 
     def check(self, value: object, path: str) -> None:
         if not isinstance(value, list):
-            raise Mismatch(path, f"is {_json_name(value)}, must be an array")
+            raise PayloadMismatch(path, f"is {_json_name(value)}, must be an array")
         for index, member in enumerate(value):
             self.member.check(member, f"{path}[{index}]")
 
@@ -107,7 +109,7 @@ class _DictOf:
 
     def check(self, value: object, path: str) -> None:
         if not isinstance(value, dict):
-            raise Mismatch(path, f"is {_json_name(value)}, must be an object")
+            raise PayloadMismatch(path, f"is {_json_name(value)}, must be an object")
         for key, member in value.items():
             self.member.check(member, _below(path, key))
 
@@ -116,23 +118,23 @@ class _DictOf:
 class _Record:
     name: str
     shapes: dict[str, _Shape] = field(default_factory=dict)
-    required: set[str] = field(default_factory=set)
+    required: list[str] = field(default_factory=list)
 
     def check(self, value: object, path: str) -> None:
         if not isinstance(value, dict):
-            raise Mismatch(path, f"is {_json_name(value)}, must be an object")
+            raise PayloadMismatch(path, f"is {_json_name(value)}, must be an object")
         for key, member in value.items():
             if key not in self.shapes:
-                raise Mismatch(_below(path, key), f"is no field of {self.name}")
+                raise PayloadMismatch(_below(path, key), f"is no field of {self.name}")
             self.shapes[key].check(member, _below(path, key))
         for key in self.required:
             if key not in value:
-                raise Mismatch(_below(path, key), f"is missing; {self.name} requires it")
+                raise PayloadMismatch(_below(path, key), f"is missing; {self.name} requires it")
 
     def allows(self, key: str, value: object) -> bool:
         try:
             self.shapes[key].check(value, key)
-        except (KeyError, Mismatch):
+        except (KeyError, PayloadMismatch):
             return False
         return True
 
@@ -144,11 +146,11 @@ class _Union:
 
     def check(self, value: object, path: str) -> None:
         candidates = self._candidates(value, path) if isinstance(value, dict) else self.records
-        mismatches: list[Mismatch] = []
+        mismatches: list[PayloadMismatch] = []
         for shape in (*candidates, *self.others):
             try:
                 shape.check(value, path)
-            except Mismatch as mismatch:
+            except PayloadMismatch as mismatch:
                 mismatches.append(mismatch)
             else:
                 return
@@ -161,11 +163,11 @@ class _Union:
         for key in _PICKED_BY:
             if key not in value:
                 if len(candidates) > 1 and all(key in record.required for record in candidates):
-                    raise Mismatch(_below(path, key), "is missing; it says what the object is")
+                    raise PayloadMismatch(_below(path, key), "is missing; it says what the object is")
                 continue
             rest = tuple(record for record in candidates if record.allows(key, value[key]))
             if not rest and not self.others:
-                raise Mismatch(_below(path, key), f"{value[key]!r} is none that can stand here")
+                raise PayloadMismatch(_below(path, key), f"{value[key]!r} is none that can stand here")
             candidates = rest
         return candidates
 
@@ -174,25 +176,28 @@ def _shape(hint: Any, records: dict[object, _Record]) -> _Shape:
     """The shape of one type; `records` holds those already met, so that a type may contain itself."""
     hint = _bare(hint)
     origin, arguments = get_origin(hint), get_args(hint)
+    shape: _Shape
     if hint is Any or hint is object:
-        return _Anything()
-    if hint in _PLAIN:
-        return _Plain(hint.__name__, _PLAIN[hint])
-    if origin is Literal:
-        return _OneOfTheseValues(arguments)
-    if origin in {list, Iterable, Sequence}:
-        return _ListOf(_shape(arguments[0], records))
-    if origin in {dict, Mapping}:
-        return _DictOf(_shape(arguments[1], records))
-    if origin in {Union, types.UnionType}:
+        shape = _Anything()
+    elif hint in {str, bool, int, float, type(None)}:
+        shape = _Plain(hint)
+    elif origin is Literal:
+        shape = _OneOfTheseValues(arguments)
+    elif origin in {list, Iterable, Sequence}:
+        shape = _ListOf(_shape(arguments[0], records))
+    elif origin in {dict, Mapping}:
+        shape = _DictOf(_shape(arguments[1], records))
+    elif origin in {Union, types.UnionType}:
         members = [_shape(argument, records) for argument in arguments]
-        return _Union(
+        shape = _Union(
             records=tuple(member for member in members if isinstance(member, _Record)),
             others=tuple(member for member in members if not isinstance(member, _Record)),
         )
-    if is_typeddict(hint) or (isinstance(hint, type) and issubclass(hint, BaseModel)):
-        return _record(hint, records)
-    raise TypeError(f"no check is known for {hint!r}")
+    elif is_typeddict(hint) or (isinstance(hint, type) and issubclass(hint, BaseModel)):
+        shape = _record(hint, records)
+    else:
+        raise TypeError(f"no check is known for {hint!r}")
+    return shape
 
 
 def _record(hint: Any, records: dict[object, _Record]) -> _Record:
@@ -203,14 +208,14 @@ def _record(hint: Any, records: dict[object, _Record]) -> _Record:
         for key, declared in get_type_hints(hint, include_extras=True).items():
             record.shapes[key] = _shape(declared, records)
             # Under postponed annotations __required_keys__ knows only the class's `total`: the marker overrules it.
-            marker = get_origin(declared)
+            marker: object = get_origin(declared)
             if marker is Required or (marker is not NotRequired and key in hint.__required_keys__):
-                record.required.add(key)
+                record.required.append(key)
     else:
         for name, info in hint.model_fields.items():
             record.shapes[info.alias or name] = _shape(info.annotation, records)
             if info.is_required():
-                record.required.add(info.alias or name)
+                record.required.append(info.alias or name)
     return record
 
 
@@ -226,6 +231,5 @@ def _below(path: str, key: object) -> str:
 
 
 def _json_name(value: object) -> str:
-    """What JSON calls the type of `value`."""
-    names = {str: "a string", bool: "a boolean", int: "a number", float: "a number", list: "an array", dict: "an object"}
-    return names.get(type(value), "null")
+    """What JSON calls the type of `value`; Python's name when JSON has none."""
+    return _JSON_NAMES.get(type(value), type(value).__name__)

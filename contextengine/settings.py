@@ -1,0 +1,270 @@
+"""The settings: what each is, where it comes from, and why a wrong one is refused.
+
+`load` is the sole reader of the environment and of configuration files. A setting comes from, the first that has it:
+
+1. the caller (a command's option),
+2. the environment: `partitions` is CONTEXTENGINE_PARTITIONS; an empty variable counts as absent,
+3. a TOML file, named by `--config` or CONTEXTENGINE_CONFIG: `partitions = 12`,
+4. the default below, which suits one machine.
+
+A secret may also be named by the file that holds it: CONTEXTENGINE_OPENAI_API_KEY_FILE=/run/secrets/openai, or
+`openai_api_key_file` in the TOML file. An unknown name is an error: a misspelt setting would not be in force.
+"""
+
+from __future__ import annotations
+
+import difflib
+import ipaddress
+import os
+import ssl
+import tomllib
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, NamedTuple, Self
+from urllib.parse import urlsplit
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    FilePath,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from contextengine.errors import SettingsInvalid
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+PREFIX: Final = "CONTEXTENGINE_"
+
+Port = Annotated[int, Field(ge=0, le=65535)]
+
+
+class Settings(BaseModel):
+    """Everything that can be set. Frozen; `load` makes one, and only the tests construct it directly."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+    # The broker
+    broker: str = "127.0.0.1:9092"
+    """Where Kafka answers: host:port, several separated by commas."""
+    embedded: bool = False
+    """Whether that is the embedded broker: no idempotent producers, no LogAppendTime, ListOffsets answers too low."""
+    security: Literal["plaintext", "ssl", "sasl_plaintext", "sasl_ssl"] = "plaintext"
+    """How to talk to Kafka. `sasl_plaintext` sends the password readably, so it is refused off loopback."""
+    ssl_ca: FilePath | None = None
+    """The certificates to trust (PEM); without it, the system's."""
+    ssl_cert: FilePath | None = None
+    ssl_key: FilePath | None = None
+    """Our own certificate and its key (PEM), where Kafka asks for them."""
+    sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = "SCRAM-SHA-512"
+    sasl_username: str | None = None
+    sasl_password: SecretStr | None = None
+
+    # Topics
+    prefix: str = Field("contextengine", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,149}$")
+    """What the name of every topic and consumer group begins with; another prefix is another installation."""
+    partitions: int = Field(default_factory=lambda given: 4 if given.get("embedded") else 12, ge=1, le=1000)
+    """Partitions of each topic that is keyed by session: 12, on the embedded broker 4. They never grow in place."""
+    replication: int = Field(1, ge=1, le=10)
+    """Copies of each topic. The default works on a single broker and survives nothing: use 3 in production, which
+    also makes a write wait for 2 of them."""
+
+    # The worker
+    state_store: Literal["memory", "rocksdb"] = "memory"
+    data_dir: Path = Path("contextengine-data")
+    """Where the worker keeps RocksDB and its checkpoints."""
+    commit_interval_ms: int = Field(500, ge=50, le=60_000)
+    """How often outputs, state and offsets are committed: what is repeated after a crash."""
+    session_timeout_ms: int = Field(6_000, ge=6_000, le=10_000)
+    """How long a silent worker keeps its partitions. Kafka refuses less than 6 s."""
+
+    # Delivery
+    attempt_timeout_ms: int = Field(5_000, ge=50, le=300_000)
+    """How long one attempt at a provider may take, where the injection's deadline is not nearer."""
+    openai_base_url: str = "https://api.openai.com/v1"
+    """Where OpenAI, or a simulator of it, answers. Plain http is refused off loopback: the key goes there."""
+    openai_api_key: SecretStr | None = None
+
+    # Monitoring
+    monitoring_host: str = "127.0.0.1"
+    """Where /health and /metrics are served. They ask for no password: another address needs `monitoring_exposed`."""
+    monitoring_exposed: bool = False
+    """Says that /health and /metrics may be reached from other machines."""
+    worker_monitoring_port: Port = 8801
+    deliver_monitoring_port: Port = 8802
+    """0 picks a free one."""
+
+    @field_validator("broker")
+    @classmethod
+    def _broker_is_host_and_port(cls, broker: str) -> str:
+        for address in broker.split(","):
+            host, _, port = address.strip().rpartition(":")
+            if not host or not port.isdigit() or not 0 < int(port) < 65536:
+                raise ValueError(f"{address.strip()!r} is not host:port")
+        return broker
+
+    @model_validator(mode="after")
+    def _goes_together(self) -> Self:
+        if contradictions := list(self._contradictions()):
+            raise ValueError("\n".join(contradictions))
+        return self
+
+    def _contradictions(self) -> Iterator[str]:
+        if self.security == "sasl_plaintext" and not all(
+            is_loopback(urlsplit(f"//{address.strip()}").hostname) for address in self.broker.split(",")
+        ):
+            yield "security is sasl_plaintext and broker is another machine: the password would travel readably"
+        if self.security.startswith("sasl"):
+            if not (self.sasl_username and self.sasl_password):
+                yield f"security is {self.security}, which needs sasl_username and sasl_password"
+        elif self.sasl_username or self.sasl_password:
+            yield f"sasl_username or sasl_password is given, and security is {self.security}: they would not be used"
+        if not self.security.endswith("ssl") and (self.ssl_ca or self.ssl_cert or self.ssl_key):
+            yield f"ssl_ca, ssl_cert or ssl_key is given, and security is {self.security}: they would not be used"
+        if bool(self.ssl_cert) != bool(self.ssl_key):
+            yield "ssl_cert and ssl_key go together"
+        if self.embedded and self.replication > 1:
+            yield "embedded is true, and the embedded broker keeps one copy of a topic: replication must be 1"
+        openai = urlsplit(self.openai_base_url)
+        if openai.scheme != "https" and not (openai.scheme == "http" and is_loopback(openai.hostname)):
+            yield "openai_base_url must begin with https://; http:// is for this machine only"
+        if not is_loopback(self.monitoring_host) and not self.monitoring_exposed:
+            yield (
+                f"monitoring_host is {self.monitoring_host}, which other machines may reach, and nothing asks them for "
+                "a password; if that is meant, set monitoring_exposed to true"
+            )
+
+    @property
+    def worker_group(self) -> str:
+        """The workers' consumer group, and Faust's app id: the sessions changelog is named after it."""
+        return f"{self.prefix}-worker"
+
+    @property
+    def deliver_group(self) -> str:
+        """The delivery consumers' group."""
+        return f"{self.prefix}-deliver"
+
+    def kafka_client(self) -> dict[str, Any]:
+        """The keyword arguments of every aiokafka client: where the broker is, and how to talk to it."""
+        arguments: dict[str, Any] = {
+            "bootstrap_servers": [address.strip() for address in self.broker.split(",")],
+            "client_id": "contextengine",
+            "security_protocol": self.security.upper(),
+            "ssl_context": self.ssl_context(),
+        }
+        if self.security.startswith("sasl") and self.sasl_password is not None:
+            arguments["sasl_mechanism"] = self.sasl_mechanism
+            arguments["sasl_plain_username"] = self.sasl_username
+            arguments["sasl_plain_password"] = self.sasl_password.get_secret_value()
+        return arguments
+
+    def kafka_producer(self) -> dict[str, Any]:
+        """The keyword arguments of a producer that loses nothing; the embedded broker knows no idempotence."""
+        return {**self.kafka_client(), "acks": "all", "enable_idempotence": not self.embedded}
+
+    def ssl_context(self) -> ssl.SSLContext | None:
+        """What TLS to Kafka verifies and shows, or None without TLS. Raises SettingsInvalid for unreadable files."""
+        if not self.security.endswith("ssl"):
+            return None
+        try:
+            context = ssl.create_default_context(cafile=self.ssl_ca)
+            if self.ssl_cert is not None:
+                context.load_cert_chain(self.ssl_cert, self.ssl_key)
+        except OSError as unreadable:  # ssl.SSLError is one
+            raise SettingsInvalid(f"ssl_ca, ssl_cert or ssl_key: {unreadable}") from unreadable
+        return context
+
+
+SECRETS: Final = frozenset(
+    name for name, field in Settings.model_fields.items() if "SecretStr" in str(field.annotation)
+)
+KNOWN: Final = frozenset(Settings.model_fields) | {f"{secret}_file" for secret in SECRETS}
+
+
+class Given(NamedTuple):
+    """A value, and what its source calls it."""
+
+    label: str
+    value: Any
+
+
+def load(config: Path | None = None, environ: Mapping[str, str] | None = None, **given: Any) -> Settings:
+    """The settings in force. What is None in `given` is not given; without `environ`, it is the process's own.
+
+    Raises SettingsInvalid with every unknown name and every impossible value, a line for each.
+    """
+    variables = {
+        name.removeprefix(PREFIX).lower(): Given(name, value)
+        for name, value in (os.environ if environ is None else environ).items()
+        if name.startswith(PREFIX) and value
+    }
+    if named := variables.pop("config", None):
+        config = config or Path(named.value)
+    problems: list[str] = []
+    in_force: dict[str, Given] = {}
+    for source in (
+        {name: Given(f"{name} in {config}", value) for name, value in read_toml(config).items()} if config else {},
+        variables,
+        {name: Given(name, value) for name, value in given.items() if value is not None},
+    ):
+        problems.extend(unknown(name, label) for name, (label, _) in source.items() if name not in KNOWN)
+        for name in SECRETS & {name.removesuffix("_file") for name in source if name.endswith("_file")}:
+            label, path = source.pop(f"{name}_file")
+            if name in source:
+                problems.append(f"{label}: {source[name].label} is given as well; keep one of them")
+                continue
+            try:
+                source[name] = Given(label, Path(path).read_text(encoding="utf-8").strip())
+            except (OSError, TypeError, UnicodeDecodeError) as unreadable:
+                problems.append(f"{label}: {unreadable}")
+        in_force |= {name: item for name, item in source.items() if name in KNOWN}
+    try:
+        settings = Settings(**{name: item.value for name, item in in_force.items()})
+    except ValidationError as invalid:
+        problems.extend(impossible(invalid, in_force))
+    # Raised out here, because pydantic's error holds every value, secrets too, and would go along as the cause.
+    if problems:
+        raise SettingsInvalid("\n".join(problems))
+    return settings
+
+
+def read_toml(config: Path) -> dict[str, Any]:
+    """What the file says. Raises SettingsInvalid for one that cannot be read or is no TOML."""
+    try:
+        return tomllib.loads(config.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as unreadable:
+        raise SettingsInvalid(f"{config}: {unreadable}") from None
+
+
+def unknown(name: str, label: str) -> str:
+    """Say that there is no such setting, and which one may have been meant."""
+    meant = difflib.get_close_matches(name, KNOWN | {"config"}, n=1)
+    if not meant:
+        return f"{label}: no such setting"
+    return (
+        f"{label}: no such setting; did you mean {PREFIX + meant[0].upper() if label.startswith(PREFIX) else meant[0]}?"
+    )
+
+
+def impossible(invalid: ValidationError, in_force: Mapping[str, Given]) -> Iterator[str]:
+    """Say for each impossible value what is wrong with it, and show it unless it is a secret."""
+    for error in invalid.errors(include_url=False, include_context=False):
+        message = error["msg"].removeprefix("Value error, ")
+        if not error["loc"]:
+            yield from message.splitlines()
+            continue
+        name = str(error["loc"][0])
+        found = "" if name in SECRETS else f" (found {error['input']!r})"
+        yield f"{in_force[name].label if name in in_force else name}: {message}{found}"
+
+
+def is_loopback(host: str | None) -> bool:
+    """Whether only this machine can be meant by `host`."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host or "").is_loopback
+    except ValueError:
+        return False

@@ -1,0 +1,178 @@
+"""Settings come from one place in a known order, and a wrong one is refused by name."""
+
+from __future__ import annotations
+
+import traceback
+
+import pytest
+
+from contextengine.errors import SettingsInvalid
+from contextengine.settings import KNOWN, Settings, load
+
+PLANTED = "sk-planted"
+"""A secret that no line of a traceback holds, unless it leaks."""
+
+
+def refused(**environ: str) -> str:
+    with pytest.raises(SettingsInvalid) as refusal:
+        load(environ=environ)
+    return str(refusal.value)
+
+
+def test_the_caller_wins_over_the_environment_and_that_over_the_file(tmp_path):
+    config = tmp_path / "contextengine.toml"
+    config.write_text('broker = "from-file:1"\npartitions = 3\nreplication = 3\n')
+    environ = {
+        "CONTEXTENGINE_CONFIG": str(config),
+        "CONTEXTENGINE_BROKER": "from-environment:2",
+        "CONTEXTENGINE_PARTITIONS": "6",
+    }
+    settings = load(environ=environ, broker="from-caller:3", partitions=None)
+    assert (settings.broker, settings.partitions, settings.replication) == ("from-caller:3", 6, 3)
+
+
+def test_an_empty_variable_counts_as_absent():
+    assert load(environ={"CONTEXTENGINE_BROKER": ""}).broker == "127.0.0.1:9092"
+
+
+def test_the_process_environment_is_read_when_no_other_is_given(monkeypatch):
+    monkeypatch.setenv("CONTEXTENGINE_PREFIX", "elsewhere")
+    assert load().worker_group == "elsewhere-worker"
+
+
+def test_a_setting_without_a_value_is_right_for_one_machine():
+    settings = load(environ={})
+    assert (settings.partitions, settings.replication, settings.monitoring_host) == (12, 1, "127.0.0.1")
+    assert load(environ={}, embedded=True).partitions == 4
+
+
+def test_an_unknown_variable_is_refused_with_the_nearest_known_name():
+    assert "CONTEXTENGINE_BROKR: no such setting; did you mean CONTEXTENGINE_BROKER?" in refused(
+        CONTEXTENGINE_BROKR="here:1"
+    )
+    assert "did you mean CONTEXTENGINE_CONFIG?" in refused(CONTEXTENGINE_CONFG="here")
+    assert refused(CONTEXTENGINE_XYZZY="1") == "CONTEXTENGINE_XYZZY: no such setting"
+
+
+def test_an_unknown_key_in_the_file_is_refused_with_the_file_s_name(tmp_path):
+    config = tmp_path / "contextengine.toml"
+    config.write_text("partition = 3\n")
+    with pytest.raises(SettingsInvalid, match=r"partition in .*contextengine\.toml: .* did you mean partitions\?"):
+        load(config, environ={})
+
+
+@pytest.mark.parametrize("content", [None, "broker = here\n", b"\xff"])
+def test_a_file_that_cannot_be_read_is_refused_by_name(tmp_path, content):
+    config = tmp_path / "contextengine.toml"
+    if content is not None:
+        config.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(SettingsInvalid, match=r"contextengine\.toml"):
+        load(config, environ={})
+
+
+def test_everything_wrong_is_said_at_once():
+    said = refused(CONTEXTENGINE_PARTITIONS="many", CONTEXTENGINE_BROKR="x", CONTEXTENGINE_SECURITY="tls").splitlines()
+    assert [line.split(":")[0] for line in said] == [
+        "CONTEXTENGINE_BROKR",
+        "CONTEXTENGINE_SECURITY",
+        "CONTEXTENGINE_PARTITIONS",
+    ]
+    assert "'many'" in said[2]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("PARTITIONS", "0"),
+        ("SESSION_TIMEOUT_MS", "5999"),
+        ("WORKER_MONITORING_PORT", "65536"),
+        ("PREFIX", "no spaces"),
+        ("BROKER", "kafka"),
+        ("BROKER", "one:9092,two"),
+        ("BROKER", "kafka:0"),
+        ("OPENAI_BASE_URL", "http://elsewhere.example/v1"),
+        ("OPENAI_BASE_URL", "elsewhere"),
+        ("MONITORING_HOST", "10.1.2.3"),
+        ("SSL_CA", "/no/such/file"),
+    ],
+)
+def test_an_impossible_value_is_refused_by_name(name, value):
+    assert name.lower() in refused(**{f"CONTEXTENGINE_{name}": value}).lower()
+
+
+def test_another_address_for_monitoring_must_be_meant():
+    assert load(environ={}, monitoring_host="0.0.0.0", monitoring_exposed=True).monitoring_host == "0.0.0.0"  # noqa: S104
+
+
+def test_a_simulator_on_this_machine_may_speak_plain_http():
+    assert load(environ={}, openai_base_url="http://127.0.0.1:8080/v1")
+
+
+def sasl(**given: object) -> Settings:
+    return load(environ={}, sasl_username="engine", sasl_password=PLANTED, **given)
+
+
+def test_a_password_never_travels_readably_to_another_machine():
+    with pytest.raises(SettingsInvalid, match="sasl_plaintext"):
+        sasl(security="sasl_plaintext", broker="127.0.0.1:9092,kafka.example:9092")
+    assert sasl(security="sasl_plaintext", broker="[::1]:9092,localhost:9092")
+
+
+def test_credentials_that_would_not_be_used_are_refused():
+    with pytest.raises(SettingsInvalid, match="security is plaintext"):
+        sasl()
+    with pytest.raises(SettingsInvalid, match="needs sasl_username"):
+        load(environ={}, security="sasl_ssl")
+
+
+def test_security_becomes_what_the_kafka_client_understands():
+    client = sasl(security="sasl_ssl", broker="one:9093, two:9093").kafka_client()
+    assert client["bootstrap_servers"] == ["one:9093", "two:9093"]
+    assert client["security_protocol"] == "SASL_SSL"
+    assert client["sasl_mechanism"] == "SCRAM-SHA-512"
+    assert client["sasl_plain_password"] == PLANTED
+    assert client["ssl_context"].check_hostname
+    assert load(environ={}).kafka_client()["ssl_context"] is None
+
+
+def test_a_file_that_holds_no_certificate_is_refused_by_the_setting_s_name(tmp_path):
+    (tmp_path / "ca.pem").write_text("not a certificate")
+    with pytest.raises(SettingsInvalid, match="ssl_ca"):
+        load(environ={}, security="ssl", ssl_ca=tmp_path / "ca.pem").kafka_client()
+
+
+def test_a_producer_is_idempotent_except_on_the_embedded_broker():
+    assert load(environ={}).kafka_producer()["enable_idempotence"] is True
+    assert load(environ={}, embedded=True).kafka_producer()["enable_idempotence"] is False
+
+
+def test_a_secret_may_be_named_by_the_file_that_holds_it(tmp_path):
+    (tmp_path / "key").write_text("sk-planted\n")
+    settings = load(environ={"CONTEXTENGINE_OPENAI_API_KEY_FILE": str(tmp_path / "key")})
+    assert settings.openai_api_key is not None
+    assert settings.openai_api_key.get_secret_value() == "sk-planted"
+
+
+def test_a_secret_file_that_is_missing_or_given_twice_is_refused_by_name(tmp_path):
+    assert "CONTEXTENGINE_OPENAI_API_KEY_FILE" in refused(CONTEXTENGINE_OPENAI_API_KEY_FILE=str(tmp_path / "none"))
+    (tmp_path / "key").write_text("sk-planted")
+    both = {"CONTEXTENGINE_OPENAI_API_KEY_FILE": str(tmp_path / "key"), "CONTEXTENGINE_OPENAI_API_KEY": "sk-other"}
+    assert "keep one" in refused(**both)
+
+
+def test_no_secret_shows_in_a_repr_nor_in_an_error_s_whole_traceback():
+    settings = sasl(security="sasl_ssl", openai_api_key=PLANTED)
+    assert PLANTED not in repr(settings) + str(settings) + str(settings.model_dump())
+    for wrong in ({"prefix": "bad prefix"}, {"monitoring_host": "10.1.2.3"}, {"openai_api_key": [PLANTED]}):
+        with pytest.raises(SettingsInvalid) as refusal:
+            sasl(**{"openai_api_key": PLANTED, **wrong})
+        assert PLANTED not in "".join(traceback.format_exception(refusal.value))
+
+
+def test_settings_do_not_change_once_they_are_in_force():
+    with pytest.raises(ValueError, match="frozen"):
+        load(environ={}).partitions = 3
+
+
+def test_every_secret_has_a_file_variant():
+    assert {"openai_api_key_file", "sasl_password_file"} <= KNOWN
