@@ -23,10 +23,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import msgspec
 from openai import AsyncOpenAI, OpenAIError
+from openai.types.realtime.realtime_conversation_item_system_message_param import Content as SystemText
+from openai.types.realtime.realtime_conversation_item_user_message_param import Content as UserText
 from websockets.exceptions import InvalidStatus, WebSocketException
 
 from contextengine.adapters.adapter import Capabilities, is_trusted, render_untrusted
@@ -37,7 +39,11 @@ from contextengine.schemas.injection import AttemptVerdict, Confirmation, Verdic
 from contextengine.settings import Settings
 
 if TYPE_CHECKING:
-    from openai.types.realtime import ConversationItemCreateEventParam
+    from openai.types.realtime import (
+        ConversationItemCreateEventParam,
+        RealtimeConversationItemSystemMessageParam,
+        RealtimeConversationItemUserMessageParam,
+    )
 
     from contextengine.schemas.injection import InjectionAttempt
 
@@ -109,16 +115,18 @@ class OpenAIRealtime:
             raise Unrenderable(f"item ids have at most {ITEM_ID_CHARS} characters, {item_id!r} has {len(item_id)}")
         if not text:
             raise Unrenderable(f"injection {item_id} says nothing")
+        if not is_trusted(context):
+            text = render_untrusted(context, nonce=item_id)
+        elif (size := len(text.encode())) > self.capabilities.maximum_bytes:
+            raise Unrenderable(f"injection {item_id} has {size} bytes, more than {self.capabilities.maximum_bytes}")
+        said: RealtimeConversationItemSystemMessageParam | RealtimeConversationItemUserMessageParam
         if is_trusted(context):
-            role: Literal["system", "user"] = "system"
-            if (size := len(text.encode())) > self.capabilities.maximum_bytes:
-                raise Unrenderable(f"injection {item_id} has {size} bytes, more than {self.capabilities.maximum_bytes}")
+            says = SystemText(type="input_text", text=text)
+            said = {"type": "message", "role": "system", "id": item_id, "content": [says]}
         else:
-            role, text = "user", render_untrusted(context, nonce=item_id)
-        return {
-            "type": "conversation.item.create",
-            "item": {"type": "message", "role": role, "id": item_id, "content": [{"type": "input_text", "text": text}]},
-        }
+            quotes = UserText(type="input_text", text=text)
+            said = {"type": "message", "role": "user", "id": item_id, "content": [quotes]}
+        return {"type": "conversation.item.create", "item": said}
 
     async def send(
         self, attempt: InjectionAttempt, payload: ConversationItemCreateEventParam, timeout_s: float
