@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from typing import Any, cast
 
 import faust
 from faust.types import TP
@@ -59,6 +60,6 @@ class PartitionLag:
         return max(0.0, time.time() - batches[0][1] / 1_000) if batches else 0.0
 
     def _drop_committed(self, partition: int, batches: deque[tuple[int, int]]) -> None:
-        committed = self._app.consumer._committed_offset.get(TP(self._topic, partition)) or 0  # noqa: SLF001
+        committed = cast("Any", self._app.consumer)._committed_offset.get(TP(self._topic, partition)) or 0  # noqa: SLF001
         while batches and batches[0][0] < committed:
             batches.popleft()

@@ -59,7 +59,6 @@ FAUST_SETTINGS: Final[Mapping[str, Any]] = {
     "broker_commit_interval": 0.5,
     "consumer_auto_offset_reset": "earliest",
     "cython_optimizations": True,
-    "processing_guarantee": "at_least_once",
     "producer_max_batch_size": 256 * 1024,  # 16 KiB, the default, makes a flush eight times as long
     "producer_request_timeout": 30.0,
     "recovery_consistency_check": False,
