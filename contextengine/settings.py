@@ -3,7 +3,7 @@
 `load` is the sole reader of the environment and of configuration files. A setting comes from, the first that has it:
 
 1. the caller (a command's option),
-2. the environment: `partitions` is CONTEXTENGINE_PARTITIONS; an empty variable counts as absent,
+2. the environment, no .env file: `partitions` is CONTEXTENGINE_PARTITIONS; an empty variable counts as absent,
 3. a TOML file, named by `--config` or CONTEXTENGINE_CONFIG: `partitions = 12`,
 4. the default below, which suits one machine.
 
@@ -17,21 +17,12 @@ import difflib
 import ipaddress
 import os
 import ssl
-import tomllib
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, NamedTuple, Self
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    FilePath,
-    SecretStr,
-    ValidationError,
-    field_validator,
-    model_validator,
-)
+from pydantic import Field, FilePath, SecretStr, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
 from contextengine.errors import SettingsInvalid
 
@@ -39,14 +30,17 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
 PREFIX: Final = "CONTEXTENGINE_"
+SECRETS: Final = ("sasl_password", "openai_api_key")
 
 Port = Annotated[int, Field(ge=0, le=65535)]
 
 
-class Settings(BaseModel):
+class Settings(BaseSettings):
     """Everything that can be set. Frozen; `load` makes one, and only the tests construct it directly."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, case_sensitive=True, frozen=True, extra="forbid", hide_input_in_errors=True
+    )
 
     # The broker
     broker: str = "127.0.0.1:9092"
@@ -62,6 +56,7 @@ class Settings(BaseModel):
     """Our own certificate and its key (PEM), where Kafka asks for them."""
     sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = "SCRAM-SHA-512"
     sasl_username: str | None = None
+    sasl_password_file: Path | None = None
     sasl_password: SecretStr | None = None
 
     # Topics
@@ -87,6 +82,7 @@ class Settings(BaseModel):
     """How long one attempt at a provider may take, where the injection's deadline is not nearer."""
     openai_base_url: str = "https://api.openai.com/v1"
     """Where OpenAI, or a simulator of it, answers. Plain http is refused off loopback: the key goes there."""
+    openai_api_key_file: Path | None = None
     openai_api_key: SecretStr | None = None
 
     # Monitoring
@@ -106,6 +102,17 @@ class Settings(BaseModel):
             if not host or not port.isdigit() or not 0 < int(port) < 65536:
                 raise ValueError(f"{address.strip()!r} is not host:port")
         return broker
+
+    @field_validator(*SECRETS)
+    @classmethod
+    def _given_or_read(cls, secret: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
+        path = info.data.get(f"{info.field_name}_file")
+        if path and secret:
+            raise ValueError(f"{info.field_name}_file is given as well; keep one of them")
+        try:
+            return SecretStr(path.read_text(encoding="utf-8").strip()) if path else secret
+        except OSError as unreadable:  # whose path may be the secret itself, given by mistake
+            raise ValueError(f"the file cannot be read: {unreadable.strerror}") from None
 
     @model_validator(mode="after")
     def _goes_together(self) -> Self:
@@ -137,6 +144,11 @@ class Settings(BaseModel):
                 f"monitoring_host is {self.monitoring_host}, which other machines may reach, and nothing asks them for "
                 "a password; if that is meant, set monitoring_exposed to true"
             )
+
+    @classmethod
+    def settings_customise_sources(cls, *_: Any, **sources: Any) -> tuple[Any, ...]:
+        """Only what it is constructed with: `load` asks the others, and remembers which one said what."""
+        return (sources["init_settings"],)
 
     @property
     def worker_group(self) -> str:
@@ -179,17 +191,7 @@ class Settings(BaseModel):
         return context
 
 
-SECRETS: Final = frozenset(
-    name for name, field in Settings.model_fields.items() if "SecretStr" in str(field.annotation)
-)
-KNOWN: Final = frozenset(Settings.model_fields) | {f"{secret}_file" for secret in SECRETS}
-
-
-class Given(NamedTuple):
-    """A value, and what its source calls it."""
-
-    label: str
-    value: Any
+KNOWN: Final = frozenset(Settings.model_fields)
 
 
 def load(config: Path | None = None, environ: Mapping[str, str] | None = None, **given: Any) -> Settings:
@@ -198,34 +200,32 @@ def load(config: Path | None = None, environ: Mapping[str, str] | None = None, *
     Raises SettingsInvalid with every unknown name and every impossible value, a line for each.
     """
     variables = {
-        name.removeprefix(PREFIX).lower(): Given(name, value)
+        name.removeprefix(PREFIX).lower(): value
         for name, value in (os.environ if environ is None else environ).items()
         if name.startswith(PREFIX) and value
     }
     if named := variables.pop("config", None):
-        config = config or Path(named.value)
+        config = config or Path(named)
+    environment = EnvSettingsSource(Settings, case_sensitive=False)
+    environment.env_vars = {f"{PREFIX}{name}".lower(): value for name, value in variables.items()}
     problems: list[str] = []
-    in_force: dict[str, Given] = {}
+    in_force: dict[str, tuple[str, Any]] = {}
     for source in (
-        {name: Given(f"{name} in {config}", value) for name, value in read_toml(config).items()} if config else {},
-        variables,
-        {name: Given(name, value) for name, value in given.items() if value is not None},
+        {name: (f"{name} in {config}", value) for name, value in read_toml(config).items()} if config else {},
+        {name: (f"{PREFIX}{name.upper()}", value) for name, value in (variables | environment()).items()},
+        {name: (name, value) for name, value in given.items() if value is not None},
     ):
         problems.extend(unknown(name, label) for name, (label, _) in source.items() if name not in KNOWN)
-        for name in SECRETS & {name.removesuffix("_file") for name in source if name.endswith("_file")}:
-            label, path = source.pop(f"{name}_file")
-            if name in source:
-                problems.append(f"{label}: {source[name].label} is given as well; keep one of them")
-                continue
-            try:
-                source[name] = Given(label, Path(path).read_text(encoding="utf-8").strip())
-            except (OSError, TypeError, UnicodeDecodeError) as unreadable:
-                problems.append(f"{label}: {unreadable}")
-        in_force |= {name: item for name, item in source.items() if name in KNOWN}
+        # A secret and its file are one setting: either of them, here, wins over both in the sources before.
+        said = {name.removesuffix("_file") for name in source}
+        in_force = {name: item for name, item in in_force.items() if name.removesuffix("_file") not in said} | source
+    values = {name: value for name, (_, value) in in_force.items() if name in KNOWN}
+    # Hidden here, because with PYDANTIC_SETTINGS_DEBUG in the environment the library logs what it is given.
+    values |= {name: SecretStr(values[name]) for name in SECRETS if isinstance(values.get(name), str)}
     try:
-        settings = Settings(**{name: item.value for name, item in in_force.items()})
+        settings = Settings(**values)
     except ValidationError as invalid:
-        problems.extend(impossible(invalid, in_force))
+        problems.extend(impossible(invalid, {name: label for name, (label, _) in in_force.items()}))
     # Raised out here, because pydantic's error holds every value, secrets too, and would go along as the cause.
     if problems:
         raise SettingsInvalid("\n".join(problems))
@@ -235,31 +235,31 @@ def load(config: Path | None = None, environ: Mapping[str, str] | None = None, *
 def read_toml(config: Path) -> dict[str, Any]:
     """What the file says. Raises SettingsInvalid for one that cannot be read or is no TOML."""
     try:
-        return tomllib.loads(config.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as unreadable:
+        if config.is_file():  # the source takes any other path for an empty file
+            return TomlConfigSettingsSource(Settings, config)()
+    except (OSError, ValueError) as unreadable:
         raise SettingsInvalid(f"{config}: {unreadable}") from None
+    raise SettingsInvalid(f"{config}: no such file")
 
 
 def unknown(name: str, label: str) -> str:
     """Say that there is no such setting, and which one may have been meant."""
-    meant = difflib.get_close_matches(name, KNOWN | {"config"}, n=1)
-    if not meant:
-        return f"{label}: no such setting"
-    return (
-        f"{label}: no such setting; did you mean {PREFIX + meant[0].upper() if label.startswith(PREFIX) else meant[0]}?"
-    )
+    problem = f"{label}: no such setting"
+    if meant := difflib.get_close_matches(name, KNOWN | {"config"}, n=1):
+        problem += f"; did you mean {PREFIX + meant[0].upper() if label.startswith(PREFIX) else meant[0]}?"
+    return problem
 
 
-def impossible(invalid: ValidationError, in_force: Mapping[str, Given]) -> Iterator[str]:
+def impossible(invalid: ValidationError, labels: Mapping[str, str]) -> Iterator[str]:
     """Say for each impossible value what is wrong with it, and show it unless it is a secret."""
     for error in invalid.errors(include_url=False, include_context=False):
         message = error["msg"].removeprefix("Value error, ")
         if not error["loc"]:
             yield from message.splitlines()
-            continue
-        name = str(error["loc"][0])
-        found = "" if name in SECRETS else f" (found {error['input']!r})"
-        yield f"{in_force[name].label if name in in_force else name}: {message}{found}"
+        elif error["type"] != "default_factory_not_called":  # which only follows from another error
+            name = str(error["loc"][0])
+            found = "" if name.removesuffix("_file") in SECRETS else f" (found {error['input']!r})"
+            yield f"{labels.get(name) or labels.get(f'{name}_file', name)}: {message}{found}"
 
 
 def is_loopback(host: str | None) -> bool:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import traceback
 
 import pytest
+from pydantic import SecretStr
 
 from contextengine.errors import SettingsInvalid
-from contextengine.settings import KNOWN, Settings, load
+from contextengine.settings import SECRETS, Settings, load
 
 PLANTED = "sk-planted"
 """A secret that no line of a traceback holds, unless it leaks."""
@@ -40,6 +41,14 @@ def test_the_process_environment_is_read_when_no_other_is_given(monkeypatch):
     assert load().worker_group == "elsewhere-worker"
 
 
+def test_settings_constructed_directly_read_nothing_and_a_dotenv_file_is_never_read(tmp_path, monkeypatch):
+    (tmp_path / ".env").write_text("CONTEXTENGINE_PREFIX=from-dotenv\nprefix=from-dotenv\n")
+    monkeypatch.chdir(tmp_path)
+    assert load(environ={}).prefix == "contextengine"
+    monkeypatch.setenv("CONTEXTENGINE_PREFIX", "from-environment")
+    assert Settings().prefix == "contextengine"
+
+
 def test_a_setting_without_a_value_is_right_for_one_machine():
     settings = load(environ={})
     assert (settings.partitions, settings.replication, settings.monitoring_host) == (12, 1, "127.0.0.1")
@@ -54,10 +63,11 @@ def test_an_unknown_variable_is_refused_with_the_nearest_known_name():
     assert refused(CONTEXTENGINE_XYZZY="1") == "CONTEXTENGINE_XYZZY: no such setting"
 
 
-def test_an_unknown_key_in_the_file_is_refused_with_the_file_s_name(tmp_path):
+@pytest.mark.parametrize("key", ["partition", "Partitions"])
+def test_an_unknown_key_in_the_file_is_refused_with_the_file_s_name(tmp_path, key):
     config = tmp_path / "contextengine.toml"
-    config.write_text("partition = 3\n")
-    with pytest.raises(SettingsInvalid, match=r"partition in .*contextengine\.toml: .* did you mean partitions\?"):
+    config.write_text(f"{key} = 3\n")
+    with pytest.raises(SettingsInvalid, match=rf"{key} in .*contextengine\.toml: .* did you mean partitions\?"):
         load(config, environ={})
 
 
@@ -70,6 +80,11 @@ def test_a_file_that_cannot_be_read_is_refused_by_name(tmp_path, content):
         load(config, environ={})
 
 
+def test_a_directory_is_no_configuration_file(tmp_path):
+    with pytest.raises(SettingsInvalid, match=tmp_path.name):
+        load(tmp_path, environ={})
+
+
 def test_everything_wrong_is_said_at_once():
     said = refused(CONTEXTENGINE_PARTITIONS="many", CONTEXTENGINE_BROKR="x", CONTEXTENGINE_SECURITY="tls").splitlines()
     assert [line.split(":")[0] for line in said] == [
@@ -78,6 +93,10 @@ def test_everything_wrong_is_said_at_once():
         "CONTEXTENGINE_PARTITIONS",
     ]
     assert "'many'" in said[2]
+
+
+def test_only_what_is_wrong_is_said():
+    assert refused(CONTEXTENGINE_BROKER="kafka") == "CONTEXTENGINE_BROKER: 'kafka' is not host:port (found 'kafka')"
 
 
 @pytest.mark.parametrize(
@@ -160,6 +179,23 @@ def test_a_secret_file_that_is_missing_or_given_twice_is_refused_by_name(tmp_pat
     assert "keep one" in refused(**both)
 
 
+def test_a_secret_s_file_in_the_environment_wins_over_the_secret_in_the_configuration_file(tmp_path):
+    (tmp_path / "key").write_text("sk-planted")
+    config = tmp_path / "contextengine.toml"
+    config.write_text('openai_api_key = "sk-other"\n')
+    settings = load(config, environ={"CONTEXTENGINE_OPENAI_API_KEY_FILE": str(tmp_path / "key")})
+    assert settings.openai_api_key == SecretStr("sk-planted")
+    config.write_text(f'openai_api_key_file = "{tmp_path / "key"}"\n')
+    assert load(config, environ={}).openai_api_key == SecretStr("sk-planted")
+    assert load(config, environ={}, openai_api_key="sk-given").openai_api_key == SecretStr("sk-given")
+
+
+def test_a_secret_given_for_its_file_does_not_show():
+    said = refused(CONTEXTENGINE_OPENAI_API_KEY_FILE=PLANTED)
+    assert said.startswith("CONTEXTENGINE_OPENAI_API_KEY_FILE: ")
+    assert PLANTED not in said
+
+
 def test_no_secret_shows_in_a_repr_nor_in_an_error_s_whole_traceback():
     settings = sasl(security="sasl_ssl", openai_api_key=PLANTED)
     assert PLANTED not in repr(settings) + str(settings) + str(settings.model_dump())
@@ -169,10 +205,19 @@ def test_no_secret_shows_in_a_repr_nor_in_an_error_s_whole_traceback():
         assert PLANTED not in "".join(traceback.format_exception(refusal.value))
 
 
+def test_no_secret_shows_in_the_log_of_pydantic_settings(monkeypatch, caplog):
+    monkeypatch.setenv("PYDANTIC_SETTINGS_DEBUG", "1")
+    caplog.set_level("DEBUG")
+    sasl(security="sasl_ssl", openai_api_key=PLANTED)
+    assert PLANTED not in caplog.text
+
+
 def test_settings_do_not_change_once_they_are_in_force():
     with pytest.raises(ValueError, match="frozen"):
         load(environ={}).partitions = 3
 
 
 def test_every_secret_has_a_file_variant():
-    assert {"openai_api_key_file", "sasl_password_file"} <= KNOWN
+    fields = Settings.model_fields
+    assert {name for name, field in fields.items() if "SecretStr" in str(field.annotation)} == set(SECRETS)
+    assert {f"{secret}_file" for secret in SECRETS} <= set(fields)
