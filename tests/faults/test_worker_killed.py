@@ -1,0 +1,143 @@
+"""A worker that is killed in the middle of traffic and started again: nothing lost, nothing doubled."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import uuid
+from collections import Counter
+
+from broker_log import read, read_raw, until
+
+from contextengine.engine.decide import decide
+from contextengine.rulefile import parse_rules
+from contextengine.schemas.codec import decode
+from contextengine.schemas.events import MessageCompleted, SessionStarted, TurnEnded, TurnStarted
+from contextengine.schemas.injection import InjectionAttempt
+from contextengine.schemas.session import Partition, Session, load_state
+from contextengine.tables.live import VERSION
+from contextengine.topics import admin
+from contextengine.topics.catalogue import catalogue
+from contextengine.topics.publisher import Publisher
+
+RULES = """
+rules:
+  - name: pong
+    when: {keyword: ping}
+    inject: {information: {answer: "pong {{ session.messages }}"}}
+    ttl: 10 min
+  - name: tenth
+    when: {every_messages: 10}
+    inject: {strategy: {count: "{{ session.messages }}"}}
+    ttl: 10 min
+"""
+SESSIONS = 20
+MESSAGES = 200
+PINGED_EVERY = 5
+
+
+def start_worker(settings, rules_file, log_file):
+    environment = {**os.environ, "CONTEXTENGINE_EMBEDDED": "true", "CONTEXTENGINE_PARTITIONS": str(settings.partitions)}
+    command = [sys.executable, "-m", "contextengine", "worker", "--rules", str(rules_file), "--port", "0"]
+    command += ["--broker", settings.broker, "--prefix", settings.prefix]
+    with log_file.open("ab") as log:
+        return subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+
+
+async def talk(publisher):
+    """Every session's conversation, some of it with words that fire, for about twenty-five seconds."""
+    sessions = [publisher.session(f"session-{number}") for number in range(SESSIONS)]
+    for session in sessions:
+        session.publish(SessionStarted, provider="nobody", model="none")
+    for message in range(1, MESSAGES + 1):
+        for session in sessions:
+            said = "ping" if message % PINGED_EVERY == 0 else "and so on"
+            session.publish(TurnStarted, speaker="user", known_ms=0)
+            session.publish(MessageCompleted, speaker="user", text=said)
+            session.publish(TurnEnded, speaker="user", known_ms=0)
+        await asyncio.sleep(0.12)
+    assert await publisher.flush() == 0
+
+
+async def states(settings):
+    """What the changelog says of every session: for each key the greatest version counts."""
+    greatest: dict[bytes, bytes] = {}
+    for record in await read_raw(settings, catalogue(settings).sessions_changelog):
+        if record.value is not None and record.value[: VERSION.size] >= greatest.get(record.key, b"")[: VERSION.size]:
+            greatest[record.key] = record.value
+    return {key: load_state(value[VERSION.size :]) for key, value in greatest.items()}
+
+
+async def test_a_worker_killed_twice_in_traffic_loses_no_injection_and_doubles_no_state(settings, tmp_path):
+    """After two kills every injection is there under its one id, and every state equals a replay of the log."""
+    rules_file = tmp_path / "rules.yaml"
+    rules_file.write_text(RULES)
+    await admin.apply(settings, uuid.uuid4().hex)
+    worker = start_worker(settings, rules_file, tmp_path / "worker.log")
+
+    async def injected(more_than):
+        return len(await read_raw(settings, catalogue(settings).injections)) > more_than
+
+    async def all_applied():
+        found = await states(settings)
+        return sum(isinstance(state, Session) and state.messages == MESSAGES for state in found.values()) == SESSIONS
+
+    try:
+        async with Publisher(settings, name="test") as publisher:
+            talking = asyncio.create_task(talk(publisher))
+            seen = 0
+            for _ in range(2):
+                await until(lambda seen=seen: injected(more_than=seen + 50), within_s=30)
+                worker.send_signal(signal.SIGKILL)
+                worker.wait()
+                seen = len(await read_raw(settings, catalogue(settings).injections))
+                worker = start_worker(settings, rules_file, tmp_path / "worker.log")
+            assert not talking.done(), "the kills fell after the traffic"
+            await talking
+        await until(all_applied, within_s=60)
+        worker.send_signal(signal.SIGTERM)
+        assert worker.wait(20) == 0
+    finally:
+        worker.kill()
+
+    attempts = [a for a in await read(settings, catalogue(settings).injections) if isinstance(a, InjectionAttempt)]
+    copies = Counter((a.injection.injection_id, a.attempt) for a in attempts)
+    expected, replayed = await replay(settings)
+    assert len(expected) == SESSIONS * (MESSAGES // PINGED_EVERY + MESSAGES // 10)
+    assert set(copies) == expected
+    print(f"{len(expected)} injections, {len(attempts) - len(copies)} copies after two kills")  # noqa: T201
+    found = await states(settings)
+    for session_id, session in replayed.items():
+        assert found[session_id.encode()].digest == session.digest
+        assert found[session_id.encode()].messages == MESSAGES
+        assert found[session_id.encode()].duplicates == session.duplicates
+
+
+async def replay(settings):
+    """The attempts and the states that the events topic makes, judged anew from its beginning."""
+    rules = parse_rules(RULES, "rules")
+    partitions: dict[int, Partition] = {}
+    sessions: dict[str, Session] = {}
+    attempts: set[tuple[str, int]] = set()
+    for record, event in await events(settings):
+        partition = partitions.setdefault(record.partition, Partition(record.partition, rules_hash=rules.rules_hash))
+        partition.now_ms = max(partition.now_ms, record.timestamp)
+        session_id = getattr(event, "session_id", None)
+        if session_id is None:
+            continue
+        session = sessions.get(session_id)
+        if session is None:
+            if not isinstance(event, SessionStarted):
+                continue
+            session = sessions[session_id] = Session(session_id)
+        decision = decide(session, partition, event, partition.now_ms, rules)
+        attempts |= {(attempt.injection.injection_id, attempt.attempt) for attempt in decision.attempts}
+    return attempts, sessions
+
+
+async def events(settings):
+    """The records of the events topic, each with what it says, in the order of its partition."""
+    return [(record, decode(record.value)) for record in await read_raw(settings, catalogue(settings).events)]
