@@ -1,0 +1,30 @@
+"""Taking injections into a conversation that this process owns: `python examples/hand_off.py [HOST:PORT]`."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+
+from contextengine.schemas.events import HAND_OFF, MessageCompleted, SessionStarted, TurnEnded
+from contextengine.schemas.injection import Verdict
+from contextengine.settings import load
+from contextengine.streaming.injections import Injections
+from contextengine.topics.publisher import Publisher
+
+
+async def main(broker: str | None = None) -> None:
+    settings = load(broker=broker)
+    async with Publisher(settings, name="my-text-chat") as publisher, Injections(settings) as injections:
+        await injections.watch("chat-7")  # before SessionStarted, so that nothing is missed
+        chat = publisher.session("chat-7")
+        chat.publish(SessionStarted, provider="local", model="my-model", route=HAND_OFF, modality="text")
+        chat.publish(MessageCompleted, speaker="user", text="Can I get a refund?")
+        chat.publish(TurnEnded, speaker="user", known_ms=0)
+        async for attempt in injections:
+            print(attempt.injection.context.render())  # put this into your model's next request
+            await injections.report(attempt, Verdict.DELIVERED)
+            break
+
+
+if __name__ == "__main__":
+    asyncio.run(main(*sys.argv[1:2]))
