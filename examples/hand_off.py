@@ -13,6 +13,7 @@ from contextengine.topics.publisher import Publisher
 
 
 async def main(broker: str | None = None) -> None:
+    """Hold a chat of one message, and take what is injected into it."""
     settings = load(broker=broker)
     async with Publisher(settings, name="my-text-chat") as publisher, Injections(settings) as injections:
         await injections.watch("chat-7")  # before SessionStarted, so that nothing is missed

@@ -11,6 +11,7 @@ from contextengine.topics.publisher import Publisher
 
 
 async def main(broker: str | None = None) -> None:
+    """Publish a short call, as a VoiceEngine would while it goes on."""
     async with Publisher(load(broker=broker), name="my-voice-engine") as publisher:
         session = publisher.session("call-42")
         session.publish(SessionStarted, provider="openai_realtime", model="gpt-realtime", call_id="rtc_42")
