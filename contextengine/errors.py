@@ -1,4 +1,6 @@
-"""The error tree: what can go wrong, and whether trying again helps.
+"""The errors.
+
+The tree says what can go wrong, and whether trying again helps:
 
     ContextEngineError
     ├── ConfigurationError      a setting, a rule file or a topic is wrong; trying again does not help

@@ -28,6 +28,8 @@ from contextengine.schemas.context import Trust
 _WRITTEN: Final = {"build": "inject", "policy": "on_failure"}
 _UNITS: Final = {"ms": 1, "s": 1_000, "min": 60_000, "h": 3_600_000}
 _DURATION: Final = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|min|h)")
+_LONGEST_MS: Final = 366 * 24 * 3_600_000
+_GREATEST: Final = 10**9
 
 
 def rules_hash(text: str) -> str:
@@ -38,7 +40,10 @@ def rules_hash(text: str) -> str:
 def parse_rules(text: str, source: str) -> RuleSet:
     """The rule set that `text` writes down. RulesInvalid lists every mistake; `source` is the file's name in them."""
     reading = _Reading(source)
-    rules = reading.document(text)
+    try:
+        rules = reading.document(text)
+    except RecursionError:
+        raise RulesInvalid([f"{source}: nested too deeply, or an alias that contains itself"]) from None
     if reading.problems:
         raise RulesInvalid(reading.problems)
     return RuleSet(tuple(rules), rules_hash(text))
@@ -133,7 +138,9 @@ class _Reading:
         for written, value in pairs.items():
             if written in fields:
                 name = fields[written][0]
-                hint = _Duration if name.endswith("_ms") else hints[name]
+                hint = hints[name]
+                if name.endswith("_ms"):
+                    hint = _Duration | None if NoneType in get_args(hint) else _Duration
                 values[name] = self._value(value, hint, f"`{written}`")
         if len(self.problems) > before:
             return None
@@ -149,7 +156,9 @@ class _Reading:
             return {}
         pairs: dict[str, yaml.Node] = {}
         for key, value in node.value:
-            if key.value in pairs:
+            if not isinstance(key, yaml.ScalarNode) or not _is_text(key.value):
+                self._problem(key, f"a name in {what} is {_shown(key)}, expected text")
+            elif key.value in pairs:
                 self._problem(key, f"{what} says `{key.value}` twice")
             elif known is not None and key.value not in known:
                 near = difflib.get_close_matches(key.value, list(known), n=1)
@@ -178,7 +187,7 @@ class _Reading:
         text = node.value
         if hint is _Duration:
             found = _DURATION.fullmatch(text.strip())
-            if found:
+            if found and float(found[1]) * _UNITS[found[2]] <= _LONGEST_MS:
                 return round(float(found[1]) * _UNITS[found[2]])
         elif isinstance(hint, type) and issubclass(hint, Enum):
             if text in {member.value for member in hint}:
@@ -187,9 +196,9 @@ class _Reading:
             if node.tag == "tag:yaml.org,2002:bool":
                 return text.lower() in ("true", "yes", "on")
         elif hint is int:
-            if re.fullmatch(r"[+-]?\d+", text):
+            if re.fullmatch(r"[+-]?\d{1,10}", text) and abs(int(text)) <= _GREATEST:
                 return int(text)
-        elif hint is str and node.tag != "tag:yaml.org,2002:null":
+        elif hint is str and node.tag != "tag:yaml.org,2002:null" and _is_text(text):
             return text
         self._problem(node, f"{what} is {_shown(node)}, expected {_expected(hint)}")
         return None
@@ -224,6 +233,11 @@ def _mapping(name: str, value: yaml.Node) -> yaml.MappingNode:
     return yaml.MappingNode("tag:yaml.org,2002:map", [(key, value)], value.start_mark, value.end_mark)
 
 
+def _is_text(text: str) -> bool:
+    """Whether it has no half of a character in it, which YAML can write and no record can hold."""
+    return not any("\ud800" <= char <= "\udfff" for char in text)
+
+
 def _shown(node: yaml.Node) -> str:
     if isinstance(node, yaml.ScalarNode):
         return repr(node.value) if node.value else "empty"
@@ -232,7 +246,7 @@ def _shown(node: yaml.Node) -> str:
 
 def _expected(hint: Any) -> str:
     if hint is _Duration:
-        return "a duration such as 500 ms, 10 s, 30 min or 1 h"
+        return "a duration such as 500 ms, 10 s, 30 min or 1 h, at most a year"
     if isinstance(hint, type) and issubclass(hint, Enum):
         return "one of " + ", ".join(member.value for member in hint)
-    return {bool: "true or false", int: "a whole number", str: "text"}.get(hint, str(hint))
+    return {bool: "true or false", int: "a whole number up to a billion", str: "text"}.get(hint, str(hint))

@@ -1,0 +1,1 @@
+"""Providers, simulators of them, and the consumer that executes attempts."""

@@ -83,7 +83,7 @@ class Outbox:
         """
         limit = self._max_bytes.get(topic, DEFAULT_MAX_BYTES)
         if value is not None and len(value) > limit // 2:
-            size = DefaultRecordBatchBuilder.estimate_size_in_bytes(key, value, headers)
+            size = DefaultRecordBatchBuilder.estimate_size_in_bytes(key, value, list(headers))
             if size > limit:
                 raise RecordRefused(
                     f"{topic} partition {partition}: a record with key {key!r} has {size} bytes, allowed are {limit}"

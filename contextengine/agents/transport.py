@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, cast
 
 import aiokafka
-from aiokafka.errors import CommitFailedError, ConsumerStoppedError, IllegalStateError
+from aiokafka.errors import CommitFailedError, ConsumerStoppedError, IllegalStateError, KafkaError
 from aiokafka.structs import OffsetAndMetadata, TopicPartition
 from faust.events import Event
 from faust.tables.recovery import Recovery
@@ -36,7 +36,7 @@ from faust.types.tuples import ConsumerMessage
 from mode import Service
 
 from contextengine.agents.outbox import Outbox, Sent, acknowledged
-from contextengine.errors import SettingsInvalid
+from contextengine.errors import BrokerUnavailable, SettingsInvalid
 from contextengine.tables.live import LiveTable, Snapshot
 
 if TYPE_CHECKING:
@@ -52,6 +52,7 @@ POLL_S: Final = 0.1
 """How long to wait for records before looking up: after a rebalance, or for a topic whose queue has room again."""
 FLUSH_LIMIT_S: Final = 60
 """A flush that takes longer fails. An idempotent producer never gives up on its own."""
+STOP_LIMIT_S: Final = 10
 FLUSH_SHARE: Final = 10
 """At most one part in this many of the time is spent flushing."""
 
@@ -170,6 +171,15 @@ class BatchConsumerThread(driver.AIOKafkaConsumerThread):
         consumer._fetch_max_wait_ms = FETCH_WAIT_MS
         return consumer
 
+    async def on_thread_stop(self) -> None:
+        """Leave the group; without a broker, give up on it."""
+        try:
+            async with asyncio.timeout(STOP_LIMIT_S):
+                await super().on_thread_stop()
+        except (TimeoutError, asyncio.CancelledError, KafkaError) as error:
+            # aiokafka's fetcher passes on its own tasks' cancellation, which would leave Faust waiting for a minute.
+            self.log.warning("this worker may not have left its group: %r", error)
+
     async def on_partitions_assigned(self, assigned: set[TP], generation_id: int = 0) -> None:
         """The group has just accepted this worker."""
         self.last_seen = _now()
@@ -278,6 +288,7 @@ class BatchConsumer(driver.Consumer):
         self._announced: frozenset[TP] = frozenset()
         self._open_for = -1
         self._committing = asyncio.Lock()
+        self._announcing = asyncio.Lock()
         self._failure: BaseException | None = None
         self._flush_s = 0.0
         super().__init__(transport, *args, **kwargs)
@@ -462,6 +473,9 @@ class BatchConsumer(driver.Consumer):
         try:
             async with asyncio.timeout(FLUSH_LIMIT_S):
                 committed = await self._flush_and_commit()
+        except TimeoutError:
+            await self._fail("a flush", BrokerUnavailable(f"no acknowledgement within {FLUSH_LIMIT_S} s"))
+            return False
         except Exception as error:  # noqa: BLE001 - whatever it is, going on would commit what is not durable
             await self._fail("a flush", error)
             return False
@@ -475,7 +489,10 @@ class BatchConsumer(driver.Consumer):
         generation = self.app.consumer_generation_id
         if not self._is_member(generation):
             return committed
-        taken = [await self._take(tp, generation) for tp in list(self._delivered)]
+        taken = []
+        for tp in list(self._delivered):
+            taken.append(await self._take(tp, generation))
+            await asyncio.sleep(0)  # to encode all partitions' states in one go would hold up the delivery
         await asyncio.gather(*(acknowledged(of.sent) for of in taken))
         if not self._is_member(generation):
             for of in taken:
@@ -524,6 +541,8 @@ class BatchConsumer(driver.Consumer):
         if self._failure is None:
             self._failure = error
             self.log.critical("%s failed, the worker stops and commits nothing more: %r", what, error)
+            self._forget()
+            cast("BatchProducer", self.app.producer).give_up()
             await self.crash(error)
 
     # Rebalance
@@ -542,8 +561,8 @@ class BatchConsumer(driver.Consumer):
     async def on_partitions_assigned(self, assigned: set[TP], generation_id: int = 0) -> None:
         """Begin with nothing: what a partition has is restored."""
         self._forget()
-        await super().on_partitions_assigned(assigned, generation_id)
         self._delivered = {tp: DeliveredBatches() for tp in assigned if tp.topic in self._topics}
+        await super().on_partitions_assigned(assigned, generation_id)
 
     async def wait_empty(self) -> None:
         """Finish the batches in hand, then flush and commit: a rebalance begins, or the worker stops."""
@@ -563,22 +582,24 @@ class BatchConsumer(driver.Consumer):
         self._delivered = {}
 
     async def _announce_assignment(self) -> None:
-        owned = frozenset(self._delivered)
-        if owned == self._announced:
-            return
-        self._announced = owned
-        for tp in owned:
-            self._topics[tp.topic].table.own(tp.partition)
-        for topic, partitions in self._by_topic(owned):
-            await topic.on_assigned(partitions)
+        async with self._announcing:
+            owned = frozenset(self._delivered)
+            if owned == self._announced or not self._streams_are_open:
+                return
+            self._announced = owned
+            for tp in owned:
+                self._topics[tp.topic].table.own(tp.partition)
+            for topic, partitions in self._by_topic(owned):
+                await topic.on_assigned(partitions)
 
     async def _announce_revocation(self) -> None:
-        announced, self._announced = self._announced, frozenset()
-        try:
-            for topic, partitions in self._by_topic(announced):
-                await topic.on_revoked(partitions)
-        except Exception as error:  # noqa: BLE001 - whatever it is, what it should have done is undone
-            await self._fail("on_revoked", error)
+        async with self._announcing:
+            announced, self._announced = self._announced, frozenset()
+            try:
+                for topic, partitions in self._by_topic(announced):
+                    await topic.on_revoked(partitions)
+            except Exception as error:  # noqa: BLE001 - whatever it is, what it should have done is undone
+                await self._fail("on_revoked", error)
 
     def _by_topic(self, tps: Iterable[TP]) -> list[tuple[BatchTopic, frozenset[int]]]:
         by_topic: dict[str, set[int]] = {}
@@ -588,7 +609,26 @@ class BatchConsumer(driver.Consumer):
 
 
 class BatchProducer(driver.Producer):
-    """Faust's producer, idempotent where the broker can."""
+    """Faust's producer, idempotent if the broker can: it then retries for ever, so nothing waits for it for ever."""
+
+    _given_up = False
+
+    def give_up(self) -> None:
+        """Nobody needs any more what the broker has not acknowledged."""
+        self._given_up = True
+
+    async def flush(self) -> None:
+        """Wait until the broker has everything."""
+        if not self._given_up:
+            await super().flush()
+
+    async def on_stop(self) -> None:
+        """Close the connections, after a last try to send what is left."""
+        try:
+            async with asyncio.timeout(1 if self._given_up else STOP_LIMIT_S):
+                await super().on_stop()
+        except TimeoutError:
+            self.log.warning("the broker did not answer: what it has not acknowledged was not committed either")
 
     def _settings_extra(self) -> Mapping[str, Any]:
         if cast("BatchTransport", self.transport).idempotent:

@@ -99,9 +99,11 @@ class Text:
             if template is None:
                 return text
             try:
-                return template.render(names)
+                rendered = template.render(names)
+                rendered.encode()  # half a character could not be written to any topic
             except Exception as error:  # a template is a program of its user's: whatever it raises is its failure
                 raise TemplateFailed(f"template {text!r}: {type(error).__name__}: {error}") from error
+            return rendered
 
         return {
             name: render(told) if isinstance(told, str) else [render(text) for text in told]

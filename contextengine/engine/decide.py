@@ -259,7 +259,7 @@ def _evidence(rule: Rule, moment: Moment) -> Evidence | None:
         memory.last_fired_ms = moment.now_ms
     if evidence is not None or memory.counter:
         moment.session.rules[rule.name] = memory
-    return evidence
+    return None if evidence is None else {name: str(seen) for name, seen in evidence.items()}
 
 
 def _release(session: Session, now_ms: int, decision: Decision) -> None:

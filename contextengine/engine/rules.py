@@ -57,6 +57,14 @@ class Rule:
     policy: FailurePolicy | None = None
     shadow: bool = False
 
+    def __post_init__(self) -> None:
+        if not self.name:
+            raise ValueError("name must not be empty")
+        if self.ttl_ms < 1 or self.timeout_ms < 1:
+            raise ValueError("ttl and timeout must be at least 1 ms")
+        if self.failure_policy.max_attempts < 1:
+            raise ValueError("max_attempts must be at least 1")
+
     @property
     def slot(self) -> str:
         """The key under which a session has one live context."""
@@ -119,10 +127,8 @@ class RuleSet:
         """The rules that this event can fire, highest priority first."""
         event = moment.event
         if isinstance(event, Tick):
-            rule = (
-                self._by_name.get(event.timer.removeprefix(RULE_TIMER)) if event.timer.startswith(RULE_TIMER) else None
-            )
-            return [rule] if rule is not None else []
+            rule = self._by_name.get(event.timer.removeprefix(RULE_TIMER))
+            return [rule] if rule is not None and Tick in rule.when.listens else []
         concerned = self._open.get(type(event), ())
         if type(event) not in self._worded_types or not moment.phrases:
             return concerned

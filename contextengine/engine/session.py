@@ -1,8 +1,8 @@
 """How a session's state follows its events.
 
 A producer counts its records. A record at a new highest `seq` is NEW; one that fills a gap among the last 64 is a
-STRAGGLER: it is remembered but fires nothing; one seen before, or older than the window, is a DUPLICATE and changes
-nothing. `_apply` says what each kind of event changes.
+STRAGGLER: what was said, a start and an end are remembered, and nothing fires; one seen before, or too old for the
+window, is a DUPLICATE and changes nothing. `_apply` says what each kind of event changes.
 """
 
 from __future__ import annotations
@@ -41,6 +41,9 @@ LINE_CHARACTERS: Final = 1_000
 FACTS: Final = 50
 FACT_CHARACTERS: Final = 1_000
 PRODUCERS: Final = 8
+SLOWEST: Final = 0.01
+FASTEST: Final = 100.0
+"""How fast a rehearsal may run: a faster one would only make timers, and numbers that no record can hold."""
 _WINDOW_MASK: Final = (1 << WINDOW) - 1
 
 
@@ -61,7 +64,7 @@ def advance(session: Session, event: ConversationEvent, now_ms: int) -> Arrival:
     session.last_event_ms = now_ms
     if arrival is Arrival.STRAGGLER:
         session.stragglers += 1
-        if isinstance(event, SessionStarted | MessageCompleted):
+        if isinstance(event, SessionStarted | MessageCompleted | SessionEnded):
             _apply(session, event, now_ms)
         return arrival
     _apply(session, event, now_ms)
@@ -71,22 +74,22 @@ def advance(session: Session, event: ConversationEvent, now_ms: int) -> Arrival:
 
 def _arrival(session: Session, event: ConversationEvent) -> Arrival:
     name = f"{event.producer}/{event.incarnation}"
-    window = session.windows.get(name)
+    window = session.windows.pop(name, None)
     if window is None:
         if len(session.windows) >= PRODUCERS:
             del session.windows[next(iter(session.windows))]
         session.windows[name] = SeqWindow(highest=event.seq)
         return Arrival.NEW
+    session.windows[name] = window  # at the end: the first one is that which has been silent for longest
     ahead = event.seq - window.highest
     if ahead > 0:
         window.seen = (window.seen << min(ahead, WINDOW) | 1) & _WINDOW_MASK
         window.highest = event.seq
         session.missing += ahead - 1
         return Arrival.NEW
-    bit = 1 << -ahead
-    if -ahead >= WINDOW or window.seen & bit:
+    if -ahead >= WINDOW or window.seen & 1 << -ahead:
         return Arrival.DUPLICATE
-    window.seen |= bit
+    window.seen |= 1 << -ahead
     session.missing = max(0, session.missing - 1)
     return Arrival.STRAGGLER
 
@@ -136,7 +139,7 @@ def _apply(session: Session, event: ConversationEvent, now_ms: int) -> None:  # 
 def _start(session: Session, event: SessionStarted, now_ms: int) -> None:
     session.started_ms = now_ms
     session.clock_offset_ms = now_ms - event.at_ms
-    session.time_scale = event.time_scale if event.time_scale > 0 else 1.0
+    session.time_scale = min(max(event.time_scale, SLOWEST), FASTEST) if event.time_scale > 0 else 1.0
     session.user_id = event.user_id
     session.provider, session.model = event.provider, event.model
     session.route, session.call_id = event.route, event.call_id

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
-from typing import Any, Final, TypeVar, cast
+from types import NoneType
+from typing import Any, Final, TypeVar, cast, get_args, get_type_hints
 
 import msgspec
 from fastavro import parse_schema, schemaless_reader, schemaless_writer
@@ -57,6 +58,12 @@ RECORDS: Final[tuple[type[Struct], ...]] = (
 )
 
 
+def _is_plain(hint: Any) -> bool:
+    """Whether Avro's value of this type is ours; an enum or a record must be converted."""
+    parts = get_args(hint) or (hint,)
+    return all(part in (str, int, float, bool, bytes, NoneType) for part in parts)
+
+
 class _Form:
     """How one record type is written and read."""
 
@@ -67,7 +74,7 @@ class _Form:
         self.record = record
         self.schema = parse_schema(schema)
         self.header = MARKER + bytes.fromhex(fingerprint(to_parsing_canonical_form(schema), "CRC-64-AVRO"))
-        self.nested = any(not isinstance(field["type"], str | list) for field in schema["fields"])
+        self.nested = not all(_is_plain(hint) for hint in get_type_hints(record).values())
         self.build: Callable[[dict[str, Any]], Struct] = self._convert if self.nested else self._call
 
     def _call(self, fields: dict[str, Any]) -> Struct:
@@ -87,7 +94,10 @@ def encode(record: Struct) -> bytes:
     out = io.BytesIO()
     out.write(form.header)
     fields = msgspec.to_builtins(record) if form.nested else msgspec.structs.asdict(record)
-    schemaless_writer(out, form.schema, fields)
+    try:
+        schemaless_writer(out, form.schema, fields)
+    except OverflowError as error:
+        raise ValueError(f"{form.record.__name__}: {error}") from error
     return out.getvalue()
 
 

@@ -1,0 +1,1 @@
+"""The VoiceEngine's side: what happens in its conversations goes out, and what it delivers by itself comes in."""

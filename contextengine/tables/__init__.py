@@ -1,1 +1,1 @@
-"""State that survives a worker: changelog-backed tables of live objects."""
+"""Changelog-backed state."""

@@ -57,7 +57,7 @@ class StateCodec(Protocol[S]):
         """The state, of bytes that any version of this software wrote."""
 
 
-class PartitionClosed(Exception):  # noqa: N818
+class PartitionClosed(Exception):
     """A batch of this partition failed half-way: its state and its outputs no longer belong together."""
 
 
@@ -335,10 +335,10 @@ def record_batches(producer: AIOKafkaProducer, records: Iterable[Any]) -> Iterat
     """Records (key, value, headers) in as few of the producer's batches as they fit in; a large one has its own."""
     batch = producer.create_batch()
     for key, value, headers in records:
-        if batch.append(key=key, value=value, headers=headers, timestamp=None) is None:
+        if batch.append(key=key, value=value, headers=list(headers), timestamp=None) is None:
             yield batch
             batch = producer.create_batch()
-            if batch.append(key=key, value=value, headers=headers, timestamp=None) is None:
+            if batch.append(key=key, value=value, headers=list(headers), timestamp=None) is None:
                 raise RecordRefused(f"a record with key {key!r} does not fit into an empty batch")
     if batch.record_count():
         yield batch

@@ -108,11 +108,12 @@ _STORES = {"memory": MemoryStore, "rocksdb": RocksStore}
 class ChangelogTable(Table[bytes, bytes]):
     """A Faust table for its changelog, its place in the assignment and its recovery; read and written by partition."""
 
-    def _new_store_by_url(self, url: Any) -> Any:
-        scheme = str(url).partition(":")[0]
-        if scheme not in _STORES:
+    def _new_store(self) -> Any:
+        # Faust tests the URL for truth, and "rocksdb://" is false: it would quietly be in memory.
+        url = self.app.conf.store if self._store is None else self._store
+        if url.scheme not in _STORES:
             raise SettingsInvalid(f"table {self.name}: store {url} is none of {', '.join(_STORES)}")
-        return _STORES[scheme](
+        return _STORES[url.scheme](
             url,
             self.app,
             self,

@@ -13,6 +13,7 @@ buffer until a task of the publisher has sent it; what does not fit, or cannot b
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections import Counter, deque
@@ -132,15 +133,15 @@ class Publisher:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        undelivered = await self.flush(within_ms=self._close_ms)
+        await self.flush(within_ms=self._close_ms)
         self._closed = True
         if self._shipping is not None:
             self._shipping.cancel()
             await asyncio.wait([self._shipping])
-        if undelivered:
-            self.dropped[Dropped.CLOSED] += undelivered
+        if self._records:
+            self.dropped[Dropped.CLOSED] += self._records
             log.error(
-                "%d events of publisher %s were not delivered within %d ms", undelivered, self.name, self._close_ms
+                "publisher %s: %d events were not acknowledged in %d ms", self.name, self._records, self._close_ms
             )
 
     @property
@@ -363,10 +364,19 @@ def fold(first: AudioChunkReceived, second: AudioChunkReceived) -> AudioChunkRec
 async def stop(producer: AIOKafkaProducer, within_s: float = 1.0) -> None:
     """Stop a producer, even when its broker is away: its own `stop` waits for acknowledgements that do not come."""
     stopping = asyncio.ensure_future(producer.stop())
-    done, _ = await asyncio.wait([stopping], timeout=within_s)
-    if not done:
-        await producer.client.close()  # what is on its way fails,
-        producer._message_accumulator.fail_all(kafka.KafkaConnectionError("stopped"))  # noqa: SLF001  and what waits
+    await asyncio.wait([stopping], timeout=within_s)
+    if not stopping.done():
+        # First what is on its way fails and is put back, then nothing is sent any more, then all of it is given up.
+        await producer.client.close()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(producer._sender.close(), within_s)  # noqa: SLF001
+        waiting = producer._message_accumulator  # noqa: SLF001
+        waiting._pending_batches.update(*waiting._batches.values())  # noqa: SLF001  where a batch that ends is looked for
+        for batch in waiting._pending_batches:  # noqa: SLF001
+            batch.failure(kafka.KafkaConnectionError("the producer was stopped"))
+            for future in (batch.future, batch._drain_waiter):  # noqa: SLF001
+                if not future.cancelled():
+                    future.exception()  # perhaps nobody else asks for it
     await stopping
 
 

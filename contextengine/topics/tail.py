@@ -1,11 +1,12 @@
 """Follows topics as they grow, for people, scripts and the demo: each record with what it says, if it can be decoded.
 
-It belongs to no consumer group and commits nothing. Order holds within a partition.
+It belongs to no consumer group and commits nothing. Order holds within a partition, and roughly by time between them.
 """
 
 from __future__ import annotations
 
 import json
+import struct
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
@@ -20,7 +21,7 @@ from contextengine.topics.errand import errand
 from contextengine.topics.rulebook import must_exist
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncGenerator, Sequence
 
     from aiokafka.structs import ConsumerRecord
     from msgspec import Struct
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 
 POLL_MS: Final = 100
 FETCH_WAIT_MS: Final = 50
+STATE_VERSION: Final = struct.Struct(">qi")
+"""What a state begins with, as `tables.live` writes it; not imported from there, because that loads Faust."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +53,7 @@ class Seen:
     def told(self) -> tuple[str, Any]:
         """What kind of thing the value is, and what it says in JSON's terms; never raises."""
         if self.value is None:
-            return "tombstone", None
+            return "empty", None
         if self.value.startswith(MARKER):
             try:
                 record = self.record()
@@ -58,13 +61,13 @@ class Seen:
                 return f"undecodable ({undecodable})", self.value.hex()
             return type(record).__name__, msgspec.to_builtins(record)
         try:
-            text = self.value.decode()
-        except UnicodeDecodeError:
+            if self.topic.endswith("-changelog"):
+                offset, generation = STATE_VERSION.unpack_from(self.value)
+                state = json.loads(self.value[STATE_VERSION.size :])
+                return "state", {"applied": offset, "generation": generation, **state}
+            return "text", self.value.decode()
+        except (ValueError, struct.error):  # bytes that are no UTF-8, no JSON, or too few
             return "bytes", self.value.hex()
-        try:
-            return "json", json.loads(text)
-        except ValueError:
-            return "text", text
 
 
 def topic_named(settings: Settings, name: str) -> str:
@@ -87,7 +90,7 @@ def catalogue_names(settings: Settings) -> dict[str, str]:
 
 async def follow(
     settings: Settings, topics: Sequence[str], *, from_start: bool = True, to_end: bool = False
-) -> AsyncIterator[Seen]:
+) -> AsyncGenerator[Seen]:
     """The records of `topics` (full names), from the first one or from now on; `to_end` stops at what is there now.
 
     Raises BrokerUnavailable when no broker answers at the start, and ConfigurationError when there is no such topic.
@@ -101,15 +104,17 @@ async def follow(
         while True:
             if to_end and all([await consumer.position(partition) >= end for partition, end in ends.items()]):
                 return
-            for records in (await consumer.getmany(timeout_ms=POLL_MS)).values():
-                for record in records:
-                    yield _seen(record)
+            fetched = [
+                record for records in (await consumer.getmany(timeout_ms=POLL_MS)).values() for record in records
+            ]
+            for record in sorted(fetched, key=lambda record: record.timestamp):
+                yield _seen(record)
 
 
 @asynccontextmanager
 async def _consumer(
     settings: Settings, topics: Sequence[str]
-) -> AsyncIterator[tuple[AIOKafkaConsumer, dict[TopicPartition, int]]]:
+) -> AsyncGenerator[tuple[AIOKafkaConsumer, dict[TopicPartition, int]]]:
     """A consumer of all partitions, and where each ends now."""
 
     def consumer() -> AIOKafkaConsumer:

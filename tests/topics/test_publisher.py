@@ -42,7 +42,7 @@ class Kept(Publisher):
         super().__init__(settings, **given)
         self.taken = []
 
-    def _take(self, event, headers):
+    def _take(self, event, _headers):
         self.taken.append(event)
 
 

@@ -11,7 +11,10 @@ from contextengine.schemas.session import RuleMemory
 
 @dataclass(frozen=True, slots=True)
 class All:
-    """Fires when all its parts fire on the same event."""
+    """Fires when all its parts fire on the same event.
+
+    A part that counts is asked only together with the others: it fires with them, or counts nothing as fired.
+    """
 
     of: tuple[Strategy, ...]
 
@@ -25,15 +28,17 @@ class All:
         if timed:
             raise ValueError(f"{', '.join(timed)} fires on a timer; `all` joins what fires on the same message")
         object.__setattr__(self, "listens", frozenset.intersection(*(part.listens for part in self.of)))
-        worded = next((part.phrases for part in self.of if isinstance(part, Worded)), frozenset())
-        object.__setattr__(self, "phrases", worded)
+        worded = (part.phrases for part in self.of if isinstance(part, Worded))
+        object.__setattr__(self, "phrases", frozenset().union(*worded))
 
     def evidence(self, moment: Moment, memory: RuleMemory) -> Evidence | None:
         """The evidence of all parts together."""
         together: Evidence = {}
+        counter = memory.counter
         for part in self.of:
             found = part.evidence(moment, memory)
             if found is None:
+                memory.counter = counter
                 return None
             together |= found
         return together

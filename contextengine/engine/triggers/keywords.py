@@ -1,22 +1,27 @@
 """Words and phrases, many at once.
 
-A word is a run of letters, marks and digits, with apostrophes inside it; case does not matter. A phrase is found where
-its words follow each other, whatever stands between them that is no word. One pass finds all phrases of all rules: the
-first word of each is looked up, so the cost grows with the text and with what it nearly matches, not with the rules.
+A word is a run of letters, marks and digits, with apostrophes inside it; case and Unicode composition do not matter. A
+phrase is found where its words follow each other, whatever stands between them that is no word. One pass finds all
+phrases of all rules: the first word of each is looked up, so the cost grows with the text and with what it nearly
+matches, not with the rules.
 """
 
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Iterable, Sequence
 from typing import Final
 
-_WORD: Final = re.compile(r"[^\W_]+(?:['\u2019][^\W_]+)*")
+_MARKS: Final = "".join(char for char in map(chr, range(0x300, 0x10000)) if unicodedata.category(char)[0] == "M")
+"""What stands above, below and beside letters: no letter for `re`, and yet a part of a Hindi word."""
+_RUN: Final = rf"[^\W_]+(?:[{_MARKS}]+[^\W_]*)*"
+_WORD: Final = re.compile(rf"{_RUN}(?:['\u2019]{_RUN})*")
 
 
 def words_of(text: str) -> list[str]:
-    """The words of `text` in order, case-folded, typographic apostrophes made plain."""
-    return [word.replace("\u2019", "'") for word in _WORD.findall(text.casefold())]
+    """The words of `text` in order, case-folded and composed (NFC), typographic apostrophes made plain."""
+    return [word.replace("\u2019", "'") for word in _WORD.findall(unicodedata.normalize("NFC", text.casefold()))]
 
 
 class PhraseIndex:

@@ -1,14 +1,26 @@
 """When a conversation is quiet, and since when.
 
 It is quiet when nobody speaks, no turn of the model is being made or played, no tool runs and the person is not muted.
-Audio without words does not end a silence; what somebody said, and the end of a playback, begin one.
+A silence begins anew with what somebody said, the end of a turn or of its playback, and where a detector heard it begin
+later; audio without words, figures and whatever else is told about the conversation do not end it.
 """
 
 from __future__ import annotations
 
+from typing import Final
+
 from contextengine.engine.clock import happened_ms
-from contextengine.schemas.events import AudioChunkReceived, ConversationEvent, SilenceDetected
+from contextengine.schemas.events import (
+    ConversationEvent,
+    MessageCompleted,
+    PlaybackEnded,
+    ResponseInterrupted,
+    SilenceDetected,
+    TurnEnded,
+)
 from contextengine.schemas.session import Session
+
+_BEGINS: Final = (MessageCompleted, PlaybackEnded, ResponseInterrupted, SilenceDetected, TurnEnded)
 
 
 def is_quiet(session: Session) -> bool:
@@ -28,7 +40,7 @@ def follow_quiet(session: Session, event: ConversationEvent, now_ms: int) -> Non
     """Keep `quiet_since_ms` true after `event` has been applied."""
     if not is_quiet(session):
         session.quiet_since_ms = None
-    elif isinstance(event, SilenceDetected) or session.quiet_since_ms is None:
+    elif session.quiet_since_ms is None:
         session.quiet_since_ms = happened_ms(session, event, now_ms)
-    elif not isinstance(event, AudioChunkReceived):
+    elif isinstance(event, _BEGINS):
         session.quiet_since_ms = max(session.quiet_since_ms, happened_ms(session, event, now_ms))

@@ -1,0 +1,252 @@
+"""The delivery consumer: makes the attempts of route `attach`, and says what became of them.
+
+For each attempt, in this order: the adapter's verdict goes to the attempts topic; AttemptReported goes to the events
+topic; the offset is committed. Each step waits until the broker has acknowledged the one before. So a crash between two
+of them repeats the later ones only: an attempt that has a verdict is reported again and not made again.
+
+The attempts of a session are made one after another; sessions do not wait for each other, but for room: a provider gets
+so many attempts at a time, and a partition that has too many unfinished records is not read on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import defaultdict
+from typing import TYPE_CHECKING, Any, Final
+
+from contextengine.adapters.attempt_log import AttemptLog, trace_of
+from contextengine.adapters.delay_line import DelayLine
+from contextengine.adapters.group_reader import GroupReader
+from contextengine.adapters.lanes import KnownVerdicts, Lanes, Queued, timeout_ms, verdict_on, without_sending
+from contextengine.adapters.redelivery import verdicts_since
+from contextengine.delivery.next_step import RETRY_LINE_MS
+from contextengine.errors import UndecodableRecord, Unrenderable
+from contextengine.monitoring.metrics import EVENT_TO_DELIVERY_SECONDS
+from contextengine.schemas.codec import decode
+from contextengine.schemas.events import ATTACH
+from contextengine.schemas.injection import AttemptVerdict, InjectionAttempt, InjectionCancelled, Verdict
+from contextengine.topics.errand import NO_ANSWER
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine, Mapping
+
+    from aiokafka.structs import ConsumerRecord
+
+    from contextengine.adapters.adapter import Adapter
+    from contextengine.monitoring.health import Health
+    from contextengine.settings import Settings
+
+log = logging.getLogger(__name__)
+
+ROOM: Final = 64
+"""How many attempts at one provider are under way at a time; a provider that hangs takes nobody else's room."""
+OVERTIME_S: Final = 0.05
+"""How much longer than allowed an adapter may take before it is stopped."""
+READ_WAIT_MS: Final = 500
+RECOVER_AGAIN_S: Final = 1.0
+WATCH_S: Final = 2.0
+PARTITIONS: Final = "partitions"
+"""The condition of readiness that `deliver` meets while it has partitions to deliver from."""
+
+
+async def deliver(
+    settings: Settings, adapters: Mapping[str, Adapter[Any]], health: Health, stop: asyncio.Event
+) -> None:
+    """Run the delivery consumer and the delay line until `stop` is set, then end in order, and close the adapters.
+
+    Raises BrokerUnavailable at the start, and later what keeps a partition from going on (a dead letter that cannot be
+    written): then the process must end with an error, and what was under way comes again.
+    """
+    try:
+        async with AttemptLog(settings) as attempts, asyncio.TaskGroup() as parts:
+            parts.create_task(DelayLine(attempts, attempts.topics.retry_1s, RETRY_LINE_MS).run(stop))
+            parts.create_task(DeliveryConsumer(attempts, adapters, health).run(stop))
+    except BaseExceptionGroup as failed:
+        raise first_error(failed) from failed
+    finally:
+        for adapter in adapters.values():
+            await adapter.close()
+
+
+def first_error(failed: BaseExceptionGroup[BaseException]) -> BaseException:
+    """What went wrong first in a group of tasks; what followed from it is of no interest."""
+    first = failed.exceptions[0]
+    return first_error(first) if isinstance(first, BaseExceptionGroup) else first
+
+
+class _Partition:
+    """A partition of the injections topic that is ours, from its assignment to its revocation."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.lanes = Lanes()
+        self.known = KnownVerdicts()
+        self.leaving = False
+        self.tasks: set[asyncio.Task[None]] = set()
+        self.sending: set[asyncio.Task[None]] = set()
+
+
+class DeliveryConsumer:
+    """Makes the attempts of the partitions that its group assigns to it, with the adapter of each provider."""
+
+    def __init__(self, attempts: AttemptLog, adapters: Mapping[str, Adapter[Any]], health: Health) -> None:
+        self._attempts, self._adapters, self._health = attempts, adapters, health
+        self._reader = GroupReader(attempts, attempts.topics.injections.name, attempts.settings.deliver_group, self)
+        self._partitions: dict[int, _Partition] = {}
+        self._missing = "the group has not assigned partitions yet"
+        self._room: defaultdict[str, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(ROOM))
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Deliver until `stop` is set; then finish what is under way, report, commit, and leave the group.
+
+        Raises what keeps a partition from going on. Cancelled, it ends at once, and what was under way comes again.
+        """
+        async with self._reader, asyncio.TaskGroup() as self._tasks:
+            reading = self._tasks.create_task(self._read())
+            besides = [self._tasks.create_task(work) for work in (self._reader.commit_periodically(), self._watch())]
+            await stop.wait()
+            reading.cancel()
+            await self._reader.leave()
+            for task in besides:
+                task.cancel()
+
+    def assigned(self, partitions: set[int]) -> None:
+        """Learn what is known about the attempts of these partitions, then read them."""
+        new = [_Partition(number) for number in partitions]
+        self._partitions.update((partition.number, partition) for partition in new)
+        recovering = self._tasks.create_task(self._recover(new))
+        for partition in new:
+            partition.tasks.add(recovering)
+
+    async def revoked(self, partitions: set[int], within_s: float) -> None:
+        """Finish the attempts of these partitions that are under way; those that take longer are cut off."""
+        self._missing = "the group is rebalancing"
+        self._health.miss(PARTITIONS, self._missing)
+        leaving = [self._partitions.pop(number) for number in partitions]
+        for partition in leaving:
+            partition.leaving = True
+            for task in partition.tasks - partition.sending:
+                task.cancel()
+        if sending := {task for partition in leaving for task in partition.sending}:
+            _, late = await asyncio.wait(sending, timeout=within_s)
+            for task in late:
+                log.warning("an attempt is cut off: its partition goes to another consumer, which will repeat it")
+                task.cancel()
+
+    async def _recover(self, partitions: list[_Partition]) -> None:
+        positions = {partition.number: await self._reader.position(partition.number) for partition in partitions}
+        while True:
+            try:
+                known = await verdicts_since(positions, self._attempts)
+                break
+            except NO_ANSWER as silence:
+                log.warning("the verdicts on earlier attempts cannot be read, trying again: %r", silence)
+                await asyncio.sleep(RECOVER_AGAIN_S)
+        for partition in partitions:
+            partition.known = known[partition.number]
+            partition.tasks.clear()
+        self._reader.resume(positions)
+        self._missing = ""
+        self._health.meet(PARTITIONS)
+
+    async def _watch(self) -> None:
+        """Keep readiness true to whether the broker answers."""
+        while True:
+            await asyncio.sleep(WATCH_S)
+            if not await self._reader.broker_answers():
+                self._health.miss(PARTITIONS, "the broker does not answer")
+            elif not self._missing:
+                self._health.meet(PARTITIONS)
+
+    async def _read(self) -> None:
+        while True:
+            for number, records in (await self._reader.read(READ_WAIT_MS)).items():
+                partition = self._partitions.get(number)
+                if partition is not None:  # else it is just being revoked
+                    for record in records:
+                        self._take(partition, record)
+
+    def _take(self, partition: _Partition, record: ConsumerRecord) -> None:
+        try:
+            injection = decode(record.value or b"")
+        except UndecodableRecord as error:
+            self._start(partition, self._bury(record, error))
+            return
+        match injection:
+            case InjectionAttempt() if injection.destination.route == ATTACH:
+                # The lane's task runs when all that was fetched is taken: a cancellation in it is not too late.
+                if partition.lanes.add(Queued(record, injection)):
+                    self._start(partition, self._work(partition, injection.session_id))
+            case InjectionAttempt():
+                self._reader.finish(record)  # handed off: the VoiceEngine makes it
+            case InjectionCancelled():
+                partition.lanes.cancel(injection)
+                self._reader.finish(record)
+            case _:
+                stranger = UndecodableRecord(f"a {type(injection).__name__} is no record of the injections topic")
+                self._start(partition, self._bury(record, stranger))
+
+    def _start(self, partition: _Partition, work: Coroutine[Any, Any, None]) -> None:
+        task = self._tasks.create_task(work)
+        partition.tasks.add(task)
+        task.add_done_callback(partition.tasks.discard)
+
+    async def _bury(self, record: ConsumerRecord, error: UndecodableRecord) -> None:
+        await self._attempts.bury(record, error, self._reader.group)
+        self._reader.finish(record)
+
+    async def _work(self, partition: _Partition, session_id: str) -> None:
+        """Make the attempts of one session, one after another, until there is none."""
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101  it runs in one
+        while not partition.leaving and (queued := partition.lanes.head(session_id)) is not None:
+            provider = queued.attempt.destination.provider
+            async with self._room[provider]:
+                partition.sending.add(task)
+                try:
+                    await self._deliver(partition, queued)
+                    partition.lanes.pop(session_id)
+                    self._reader.finish(queued.record)
+                finally:
+                    partition.sending.discard(task)
+
+    async def _deliver(self, partition: _Partition, queued: Queued) -> None:
+        attempt, trace = queued.attempt, trace_of(queued.record)
+        verdict = partition.known.of(attempt)
+        if verdict is None:
+            verdict = without_sending(queued, self._attempts.now_ms(), self._adapters) or await self._send(attempt)
+            await self._attempts.add_verdict(verdict, partition.number, trace)
+            partition.known.add(verdict)
+            if verdict.verdict is Verdict.DELIVERED:
+                EVENT_TO_DELIVERY_SECONDS.observe(max(0, verdict.answered_ms - attempt.injection.trigger_ms) / 1000)
+        await self._attempts.report(verdict, partition.number, trace)
+
+    async def _send(self, attempt: InjectionAttempt) -> AttemptVerdict:
+        adapter = self._adapters[attempt.destination.provider]
+        name = f"{attempt.injection.injection_id}/{attempt.attempt}"
+        sent_ms = 0
+        allowed_s = timeout_ms(attempt, self._attempts.now_ms()) / 1000
+        try:
+            payload = adapter.render(attempt)
+            sent_ms = self._attempts.now_ms()
+            async with asyncio.timeout(allowed_s + OVERTIME_S):
+                verdict = await adapter.send(attempt, payload, allowed_s)
+        except Unrenderable as error:
+            return verdict_on(attempt, Verdict.REFUSED, error_class=type(error).__name__, message=str(error))
+        except TimeoutError:
+            log.warning("%s: the adapter did not keep to its time", name)
+            return verdict_on(
+                attempt,
+                Verdict.UNKNOWN,
+                transient=True,
+                error_class="TimeoutError",
+                message=f"no answer within {allowed_s * 1000:.0f} ms",
+                sent_ms=sent_ms,
+            )
+        except Exception as bug:
+            log.exception("%s: the adapter raises, which it must not", name)
+            return verdict_on(
+                attempt, Verdict.FAILED, error_class=type(bug).__name__, message=str(bug), sent_ms=sent_ms
+            )
+        return self._attempts.in_broker_time(verdict)

@@ -1,0 +1,108 @@
+"""`contextengine worker` and `contextengine deliver`: the two processes of an installation."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from contextengine.cli.options import Broker, Config, Prefix, examples, settings_from, stop_on_signals
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from contextengine.monitoring.health import Health
+    from contextengine.settings import Settings
+
+log = logging.getLogger(__name__)
+
+Rules = Annotated[
+    Path | None,
+    typer.Option(
+        "--rules", metavar="FILE", help="Put these rules in force, if they are not.", exists=True, dir_okay=False
+    ),
+]
+Port = Annotated[
+    int | None,
+    typer.Option("--port", help="Where /health and /metrics are served; 0 picks a free one.", min=0, max=65535),
+]
+
+
+def register(root: typer.Typer) -> None:
+    """Add the commands to the root."""
+    root.command(
+        epilog=examples(
+            "contextengine worker --rules rules.yaml",
+            "contextengine worker --broker kafka:9092 --port 8801",
+        )
+    )(worker)
+    root.command(
+        epilog=examples(
+            "CONTEXTENGINE_OPENAI_API_KEY_FILE=/run/secrets/openai contextengine deliver",
+            "contextengine deliver --broker kafka:9092 --port 8802",
+        )
+    )(deliver)
+
+
+def worker(
+    rules: Rules = None, port: Port = None, config: Config = None, broker: Broker = None, prefix: Prefix = None
+) -> None:
+    """Decide what to inject: take events, keep every session's state, write attempts and outcomes.
+
+    SIGTERM or Ctrl-C stops it in order: finish what is in hand, flush, commit, leave the group.
+    """
+    settings = settings_from(config, broker, prefix, worker_monitoring_port=port)
+    text = None
+    if rules is not None:
+        from contextengine.rulefile import parse_rules  # noqa: PLC0415  help needs none
+
+        text = rules.read_text(encoding="utf-8")
+        parse_rules(text, str(rules))  # tells every mistake before anything is started
+    asyncio.run(_worker(settings, text))
+
+
+def deliver(port: Port = None, config: Config = None, broker: Broker = None, prefix: Prefix = None) -> None:
+    """Put injections in front of the providers' models, and report what became of each.
+
+    SIGTERM or Ctrl-C stops it in order: let attempts end, report them, commit, leave the group.
+    """
+    settings = settings_from(config, broker, prefix, deliver_monitoring_port=port)
+    asyncio.run(_deliver(settings))
+
+
+async def _worker(settings: Settings, rules_text: str | None) -> None:
+    from contextengine.app import build_app, run_worker  # noqa: PLC0415  only a worker loads Faust
+
+    stop, built = stop_on_signals(), build_app(settings)
+    async with _monitored(built.health, settings, settings.worker_monitoring_port):
+        await run_worker(settings, rules_text, stop, built)
+
+
+async def _deliver(settings: Settings) -> None:
+    from contextengine import plugins  # noqa: PLC0415  help needs none
+    from contextengine.adapters.consumer import PARTITIONS, deliver  # noqa: PLC0415
+    from contextengine.monitoring.health import Health  # noqa: PLC0415
+
+    stop, health = stop_on_signals(), Health(PARTITIONS)
+    adapters = {name: plugins.load("adapters", name)(settings) for name in plugins.names("adapters")}
+    async with _monitored(health, settings, settings.deliver_monitoring_port):
+        await deliver(settings, adapters, health, stop)
+
+
+@contextlib.asynccontextmanager
+async def _monitored(health: Health, settings: Settings, port: int) -> AsyncIterator[None]:
+    """Serve `health` and the metrics, and watch the event loop, for the length of the block."""
+    from contextengine.monitoring.health import MonitoringServer  # noqa: PLC0415  help needs none
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True)
+    with MonitoringServer(health, settings.monitoring_host, port) as monitoring:
+        log.info("serving /health and /metrics at http://%s:%d", settings.monitoring_host, monitoring.port)
+        beating = asyncio.create_task(health.keep_beating())
+        try:
+            yield
+        finally:
+            beating.cancel()

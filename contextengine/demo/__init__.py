@@ -1,0 +1,1 @@
+"""What `make demo` runs: four calls, and all of the product around them, on one machine."""

@@ -1,0 +1,58 @@
+"""A dead letter says where it comes from and why, within bounds."""
+
+from __future__ import annotations
+
+from contextengine.delivery.dead_letter import MESSAGE_BYTES, Failures, Origin, Stage, headers
+from contextengine.schemas.context import Context, ContextMetadata
+from contextengine.schemas.injection import FailurePolicy, FailureStrategy, Injection
+
+ORIGIN = Origin("contextengine.injections", 3, 42, 1_700_000_000_000, "contextengine-deliver", "host-1")
+
+
+def test_it_names_its_origin_and_its_error():
+    told = dict(headers(Stage.DECODE, "UndecodableRecord", "no Avro", ORIGIN))
+    assert told == {
+        "cx-stage": b"decode",
+        "cx-class": b"UndecodableRecord",
+        "cx-message": b"no Avro",
+        "cx-topic": b"contextengine.injections",
+        "cx-partition": b"3",
+        "cx-offset": b"42",
+        "cx-timestamp-ms": b"1700000000000",
+        "cx-group": b"contextengine-deliver",
+        "cx-worker": b"host-1",
+        "cx-redrives": b"0",
+    }
+
+
+def test_of_an_injection_it_tells_the_attempts_and_the_policy():
+    injection = Injection(
+        injection_id="i1",
+        session_id="s1",
+        rule="r",
+        position="voice/1/7",
+        trigger_ms=1,
+        deadline_ms=2_000,
+        timeout_ms=3,
+        context=Context(ContextMetadata(source="r", key="k", created_ms=1, ttl_ms=2)),
+        policy=FailurePolicy(FailureStrategy.RETRY_ASYNC, max_attempts=3),
+    )
+    failures = Failures(injection, attempt=3, first_failure_ms=10, last_failure_ms=20)
+    told = dict(headers(Stage.DELIVER, "Busy", "later", ORIGIN, failures=failures, redrives=2))
+    assert (told["cx-injection-id"], told["cx-position"], told["cx-redrives"]) == (b"i1", b"voice/1/7", b"2")
+    assert (told["cx-attempt"], told["cx-max-attempts"], told["cx-strategy"]) == (b"3", b"3", b"retry_async")
+    assert (told["cx-first-failure-ms"], told["cx-last-failure-ms"]) == (b"10", b"20")
+    assert (told["cx-criticality"], told["cx-deadline-ms"]) == (b"helpful", b"2000")
+
+
+def test_a_long_message_is_cut_between_characters():
+    told = dict(headers(Stage.DECIDE, "E", "ä" * MESSAGE_BYTES + "x", ORIGIN))
+    assert told["cx-message"].decode() == "ä" * (MESSAGE_BYTES // 2)
+
+
+def test_the_records_own_headers_go_along_but_cannot_pose_as_ours():
+    carried = [("traceparent", b"00-1"), ("cx-stage", b"fake"), ("huge", b"x" * 100_000), ("small", b"y")]
+    told = headers(Stage.DECODE, "E", "m", ORIGIN, carried=carried)
+    assert [value for name, value in told if name == "cx-stage"] == [b"decode"]
+    assert ("traceparent", b"00-1") in told
+    assert "huge" not in dict(told)

@@ -1,0 +1,17 @@
+"""The style and the types of the project itself: `make test` says what `make check` says."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.mark.parametrize("check", ["ruff format --check .", "ruff check .", "mypy"])
+def test_the_project_passes_its_own_checks(check):
+    done = subprocess.run([sys.executable, "-m", *check.split()], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
