@@ -19,7 +19,8 @@ from contextengine.agents.outbox import Outbox
 from contextengine.agents.rule_sets import RuleSets
 from contextengine.agents.timers import Timers
 from contextengine.delivery.dead_letter import Failures, Origin, Stage, headers
-from contextengine.engine.decide import Decision, decide
+from contextengine.engine.decide import decide
+from contextengine.engine.decision import Decision
 from contextengine.engine.partition import follow
 from contextengine.errors import LogReplaced, UndecodableRecord
 from contextengine.monitoring.metrics import DEAD_LETTERS, DECIDE_SECONDS, EVENTS, INJECTIONS, SUPPRESSED

@@ -1,13 +1,8 @@
-"""Batch delivery and the order of a commit: Faust's aiokafka transport, with a consumer of our own.
+"""Batch delivery, and the commit: Faust's aiokafka transport with a consumer of our own.
 
 A batch topic reaches its agent as events whose value is a list of up to 256 consecutive records of one partition. Every
-other topic is delivered as Faust does. The law of a commit, for each partition, whatever happens in between:
-
-    outputs acknowledged  ->  states acknowledged  ->  the partition's own record acknowledged  ->  offset committed
-
-So outputs are durable before the state that says they were made, and state before the offset. What is committed is
-taken under the partition's lock, which a batch holds from its first record until its outputs are on their way. If a
-step fails nothing is committed, and the worker stops: what it has not committed is read again by whoever comes next.
+other topic is delivered as Faust does. The order of a commit is the law of owned_partitions.py. If one of its steps
+fails nothing is committed, and the worker stops: what it has not committed is read again by whoever comes next.
 
 Faust 0.15.3 and aiokafka 0.14.0 are pinned because this module relies on their inside;
 tests/agents/test_transport_contract.py names every name.
@@ -18,16 +13,11 @@ tests/agents/test_transport_contract.py names every name.
 from __future__ import annotations
 
 import asyncio
-import sys
 import time
-from collections import deque
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final, cast
 
-import aiokafka
-from aiokafka.errors import CommitFailedError, ConsumerStoppedError, IllegalStateError, KafkaError
-from aiokafka.structs import OffsetAndMetadata, TopicPartition
+from aiokafka.errors import ConsumerStoppedError
 from faust.events import Event
 from faust.tables.recovery import Recovery
 from faust.transport.drivers import aiokafka as driver
@@ -35,24 +25,22 @@ from faust.types import TP
 from faust.types.tuples import ConsumerMessage
 from mode import Service
 
-from contextengine.agents.outbox import Outbox, Sent, acknowledged
+from contextengine.agents.consumer_thread import FETCH_WAIT_MS, STOP_LIMIT_S, BatchConsumerThread
+from contextengine.agents.owned_partitions import BatchTopic, OwnedPartitions
 from contextengine.errors import BrokerUnavailable, SettingsInvalid
-from contextengine.tables.live import LiveTable, Snapshot
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     import faust
     from aiokafka import ConsumerRecord
 
+__all__ = ["FAUST_SETTINGS", "QUEUED_BATCHES", "BatchTopic", "install"]
+
 BATCH_RECORDS: Final = 256
 QUEUED_BATCHES: Final = 64
-FETCH_WAIT_MS: Final = 20
 POLL_S: Final = 0.1
 """How long to wait for records before looking up: after a rebalance, or for a topic whose queue has room again."""
 FLUSH_LIMIT_S: Final = 60
 """A flush that takes longer fails. An idempotent producer never gives up on its own."""
-STOP_LIMIT_S: Final = 10
 FLUSH_SHARE: Final = 10
 """At most one part in this many of the time is spent flushing."""
 
@@ -72,32 +60,6 @@ FAUST_SETTINGS: Final[Mapping[str, Any]] = {
 }
 """What a `faust.App` must be made with; the commit interval may differ."""
 
-PartitionsHook = Callable[[frozenset[int]], Awaitable[None]]
-
-if sys.platform == "linux":
-
-    def _now() -> float:
-        # Goes on while the machine sleeps, as the broker's clock does; monotonic time does not.
-        return time.clock_gettime(time.CLOCK_BOOTTIME)
-else:
-    _now = time.monotonic
-
-
-@dataclass(frozen=True, slots=True)
-class BatchTopic:
-    """A topic that is delivered in batches, and what belongs to its partitions.
-
-    `on_assigned` is called with the partitions that this worker owns, when their states are restored and before their
-    first record is delivered; `on_revoked` when it is about to lose them, before their last flush. Both may add
-    outputs and change states, under the partition's lock. One that raises stops the worker.
-    """
-
-    name: str
-    table: LiveTable[Any]
-    outbox: Outbox
-    on_assigned: PartitionsHook
-    on_revoked: PartitionsHook
-
 
 def install(app: faust.App, *topics: BatchTopic, idempotent: bool = True) -> None:
     """Have `app` deliver these topics in batches. Starts nothing; call it before the app's transport is used.
@@ -112,148 +74,6 @@ def install(app: faust.App, *topics: BatchTopic, idempotent: bool = True) -> Non
     app.transport = BatchTransport(app.conf.broker_consumer, app)
     app.transport.batch_topics = {topic.name: topic for topic in topics}
     app.transport.idempotent = idempotent
-
-
-class DeliveredBatches:
-    """Which batches of a partition were delivered, and up to where all of them are done."""
-
-    def __init__(self) -> None:
-        self._undone: deque[int] = deque()
-        self._committable: int | None = None
-
-    def deliver(self, last_offset: int) -> None:
-        """A batch that ends with this offset is on its way to the agent."""
-        self._undone.append(last_offset)
-
-    def committable(self, acked: set[int]) -> int | None:
-        """The offset after the oldest unbroken run of done batches, None before the first; takes what is in it."""
-        while self._undone and self._undone[0] in acked:
-            last = self._undone.popleft()
-            acked.discard(last)
-            self._committable = last + 1
-        return self._committable
-
-
-@dataclass(slots=True)
-class _Taken:
-    """What a flush took from one partition, under its lock."""
-
-    topic: BatchTopic
-    tp: TP
-    offset: int | None
-    sent: list[Sent]
-    snapshot: Snapshot[Any]
-
-
-class BatchConsumerThread(driver.AIOKafkaConsumerThread):
-    """The thread that owns the aiokafka consumer; it knows when the group last saw this worker alive."""
-
-    last_seen: float = -float("inf")
-    _fetched_to: Mapping[TP, tuple[Any, int]] = {}
-
-    async def on_start(self) -> None:
-        """Start the consumer, and note each heartbeat that succeeds."""
-        await super().on_start()
-        coordinator = self._ensure_consumer()._coordinator
-        heartbeat = coordinator._do_heartbeat
-
-        async def noted_heartbeat() -> bool:
-            sent = _now()
-            succeeded: bool = await heartbeat()
-            if succeeded:
-                self.last_seen = sent
-            return succeeded
-
-        coordinator._do_heartbeat = noted_heartbeat
-
-    def _create_worker_consumer(self, transport: driver.Transport) -> aiokafka.AIOKafkaConsumer:
-        consumer = super()._create_worker_consumer(transport)
-        consumer._fetch_max_wait_ms = FETCH_WAIT_MS
-        return consumer
-
-    async def on_thread_stop(self) -> None:
-        """Leave the group; without a broker, give up on it."""
-        try:
-            async with asyncio.timeout(STOP_LIMIT_S):
-                await super().on_thread_stop()
-        except (TimeoutError, asyncio.CancelledError, KafkaError) as error:
-            # aiokafka's fetcher passes on its own tasks' cancellation, which would leave Faust waiting for a minute.
-            self.log.warning("this worker may not have left its group: %r", error)
-
-    async def on_partitions_assigned(self, assigned: set[TP], generation_id: int = 0) -> None:
-        """The group has just accepted this worker."""
-        self.last_seen = _now()
-        await super().on_partitions_assigned(assigned, generation_id)
-
-    def is_member(self, generation: int) -> bool:
-        """Whether the group must still hold this worker for a member of this generation."""
-        silent = _now() - self.last_seen
-        coordinator = self._ensure_consumer()._coordinator
-        return silent < self.app.conf.broker_session_timeout and coordinator.generation == generation
-
-    async def _commit(self, offsets: Mapping[TP, int]) -> bool:
-        """Commit; False when the group has rebalanced meanwhile. Raises what else goes wrong, unlike Faust's own."""
-        sent = _now()
-        commits = {TopicPartition(*tp): OffsetAndMetadata(offset, "") for tp, offset in offsets.items()}
-        try:
-            await self._ensure_consumer().commit(commits)
-        except (CommitFailedError, IllegalStateError) as error:
-            self.log.info("the group has rebalanced, offsets will be committed by their next owner: %s", error)
-            return False
-        self.tp_last_committed_at.update(dict.fromkeys(offsets, time.monotonic()))
-        self.last_seen = sent
-        return True
-
-    async def _fetch_records(
-        self,
-        consumer: aiokafka.AIOKafkaConsumer,
-        active_partitions: set[TP],
-        timeout: float | None = None,  # noqa: ASYNC109 - Faust's signature
-        max_records: int | None = None,
-    ) -> Mapping[TP, list[ConsumerRecord]]:
-        fetched = await super()._fetch_records(consumer, active_partitions, timeout, max_records)
-        assignment = consumer._subscription.subscription.assignment
-        self._fetched_to = {tp: (assignment, assignment.state_value(tp).position) for tp in fetched}
-        return {TP(*tp): records for tp, records in fetched.items() if records}
-
-    async def give_back(self, records: Mapping[TP, list[ConsumerRecord]]) -> None:
-        """Have records of the last fetch fetched again: they could not be delivered."""
-        await self.call_thread(self._give_back, records)
-
-    async def _give_back(self, records: Mapping[TP, list[ConsumerRecord]]) -> None:
-        consumer = self._ensure_consumer()
-        subscription = consumer._subscription.subscription
-        for tp, fetched in records.items():
-            assignment, position = self._fetched_to.get(tp, (None, None))
-            # A position that has been moved since, by a recovery's seek, is where it should be.
-            if assignment is subscription.assignment and assignment.state_value(tp).position == position:
-                consumer.seek(TopicPartition(*tp), fetched[0].offset)
-
-    async def _highwaters(self, partitions: list[TP]) -> Mapping[TP, int]:
-        """The ends of the partitions, as a fetch tells them: the embedded broker's ListOffsets answers too low."""
-        partitions = list(partitions)
-        ends = dict(await super()._highwaters(partitions))
-        if not ends:
-            return ends
-        conf = self.app.conf
-        consumer = aiokafka.AIOKafkaConsumer(
-            bootstrap_servers=driver.server_list(self.transport.url, driver.Transport.default_port),
-            enable_auto_commit=False,
-            auto_offset_reset="earliest",
-            fetch_max_wait_ms=FETCH_WAIT_MS,
-            **driver.credentials_to_aiokafka_auth(conf.broker_credentials, conf.ssl_context),
-        )
-        await consumer.start()
-        try:
-            consumer.assign([TopicPartition(*tp) for tp in ends])
-            for tp, end in ends.items():
-                consumer.seek(TopicPartition(*tp), max(end - 1, 0))
-            async with asyncio.timeout(conf.broker_request_timeout):
-                while any(consumer.highwater(TopicPartition(*tp)) is None for tp in ends):
-                    await consumer.getmany(timeout_ms=FETCH_WAIT_MS)
-            return {tp: max(end, consumer.highwater(TopicPartition(*tp))) for tp, end in ends.items()}
-        finally:
-            await consumer.stop()
 
 
 class BatchRecovery(Recovery):
@@ -283,12 +103,10 @@ class BatchConsumer(driver.Consumer):
 
     def __init__(self, transport: BatchTransport, *args: Any, **kwargs: Any) -> None:
         self._topics = transport.batch_topics
+        self._owned = OwnedPartitions(self._topics)
         self._tables = {topic.table.changelog_topic: topic.table for topic in self._topics.values()}
-        self._delivered: dict[TP, DeliveredBatches] = {}
-        self._announced: frozenset[TP] = frozenset()
         self._open_for = -1
         self._committing = asyncio.Lock()
-        self._announcing = asyncio.Lock()
         self._failure: BaseException | None = None
         self._flush_s = 0.0
         super().__init__(transport, *args, **kwargs)
@@ -359,8 +177,7 @@ class BatchConsumer(driver.Consumer):
         batches: dict[TP, list[ConsumerRecord]] = {}
         undelivered: dict[TP, list[ConsumerRecord]] = {}
         for tp, records in fetched.items():
-            highwater = self.highwater(tp)
-            self.app.monitor.track_tp_end_offset(tp, highwater)
+            self.app.monitor.track_tp_end_offset(tp, self._thread.fetched_highwater(tp))
             if tp.topic in self._topics:
                 batches[tp] = records
             elif tp.topic in self._tables:
@@ -412,7 +229,7 @@ class BatchConsumer(driver.Consumer):
             generation_id=generation,
         )
         message.incref(len(channels))
-        self._delivered[tp].deliver(last.offset)
+        self._owned.deliver(tp, last.offset)
         self._read_offset[tp] = last.offset
         event = Event(self.app, None, records, None, message)
         for channel in channels:
@@ -486,51 +303,24 @@ class BatchConsumer(driver.Consumer):
     async def _flush_and_commit(self) -> bool:
         singly = [tp for tp in self._acked if tp.topic not in self._topics]
         committed = await self._commit_tps(singly, start_new_transaction=False) if singly else False
+        if not self._owned:
+            return committed
         generation = self.app.consumer_generation_id
-        if not self._is_member(generation):
-            return committed
-        taken = []
-        for tp in list(self._delivered):
-            taken.append(await self._take(tp, generation))
-            await asyncio.sleep(0)  # to encode all partitions' states in one go would hold up the delivery
-        await asyncio.gather(*(acknowledged(of.sent) for of in taken))
-        if not self._is_member(generation):
-            for of in taken:
-                of.topic.outbox.put_back(of.tp.partition, of.sent)
-                of.topic.table.put_back(of.snapshot)
-            return committed
         producer = cast("Any", self.app.producer)._producer
-        await asyncio.gather(*(of.topic.table.write(of.snapshot, producer) for of in taken))
-        offsets = {of.tp: of.offset for of in taken if of.offset is not None and self._should_commit(of.tp, of.offset)}
-        if not offsets or not self._is_member(generation):
-            return committed
-        if await self._commit(offsets):
+        flushed = await self._owned.flush(self._acked_index, producer, generation, lambda: self._is_member(generation))
+        for tp in flushed:
+            self._acked.pop(tp, None)  # Faust's list beside the index; nobody else would empty it
+        offsets = {tp: offset for tp, offset in flushed.items() if self._should_commit(tp, offset)}
+        if offsets and await self._commit(offsets):
             self._committed_offset.update(offsets)
             self.app.monitor.on_tp_commit(offsets)
             committed = True
         return committed
 
-    async def _take(self, tp: TP, generation: int) -> _Taken:
-        topic = self._topics[tp.topic]
-        async with topic.table.lock(tp.partition):
-            await topic.outbox.send(tp.partition)
-            acked = self._acked_index[tp]
-            offset = self._delivered[tp].committable(acked)
-            self._acked[tp][:] = acked
-            return _Taken(
-                topic, tp, offset, topic.outbox.take(tp.partition), topic.table.snapshot(tp.partition, generation)
-            )
-
     def _is_member(self, generation: int) -> bool:
-        """The guard against a flush behind a new owner's back, when this worker has slept through its session.
-
-        It is check and then act, so it makes such a flush rare; what makes it harmless is the law of a restore.
-        """
-        if not self._delivered:
-            return True
         if self._thread.is_member(generation):
             return True
-        self.log.warning("nothing is flushed: the group may hold this worker for dead, no heartbeat has succeeded")
+        self.log.warning("nothing is flushed: no heartbeat has succeeded, the group may hold this worker for dead")
         return False
 
     async def on_task_error(self, exc: BaseException) -> None:
@@ -541,7 +331,7 @@ class BatchConsumer(driver.Consumer):
         if self._failure is None:
             self._failure = error
             self.log.critical("%s failed, the worker stops and commits nothing more: %r", what, error)
-            self._forget()
+            self._owned.forget()
             cast("BatchProducer", self.app.producer).give_up()
             await self.crash(error)
 
@@ -555,13 +345,12 @@ class BatchConsumer(driver.Consumer):
             self.app.flow_control.suspend()
             self.app.flow_control.clear()
             await self.wait_empty()
-        self._forget()
+        self._owned.forget()
         await super().on_partitions_revoked(revoked)
 
     async def on_partitions_assigned(self, assigned: set[TP], generation_id: int = 0) -> None:
         """Begin with nothing: what a partition has is restored."""
-        self._forget()
-        self._delivered = {tp: DeliveredBatches() for tp in assigned if tp.topic in self._topics}
+        self._owned.assign(assigned)
         await super().on_partitions_assigned(assigned, generation_id)
 
     async def wait_empty(self) -> None:
@@ -574,38 +363,17 @@ class BatchConsumer(driver.Consumer):
                 self.log.warning("waiting for %d batches in hand", len(self._unacked_messages))
         await self.commit()
 
-    def _forget(self) -> None:
-        for tp in self._delivered:
-            topic = self._topics[tp.topic]
-            topic.table.forget(tp.partition)
-            topic.outbox.forget(tp.partition)
-        self._delivered = {}
-
     async def _announce_assignment(self) -> None:
-        async with self._announcing:
-            owned = frozenset(self._delivered)
-            if owned == self._announced or not self._streams_are_open:
-                return
-            self._announced = owned
-            for tp in owned:
-                self._topics[tp.topic].table.own(tp.partition)
-            for topic, partitions in self._by_topic(owned):
-                await topic.on_assigned(partitions)
+        try:
+            await self._owned.announce_assignment(still_owned=lambda: self._streams_are_open)
+        except Exception as error:  # noqa: BLE001 - whatever it is, what it should have done is undone
+            await self._fail("on_assigned", error)
 
     async def _announce_revocation(self) -> None:
-        async with self._announcing:
-            announced, self._announced = self._announced, frozenset()
-            try:
-                for topic, partitions in self._by_topic(announced):
-                    await topic.on_revoked(partitions)
-            except Exception as error:  # noqa: BLE001 - whatever it is, what it should have done is undone
-                await self._fail("on_revoked", error)
-
-    def _by_topic(self, tps: Iterable[TP]) -> list[tuple[BatchTopic, frozenset[int]]]:
-        by_topic: dict[str, set[int]] = {}
-        for tp in tps:
-            by_topic.setdefault(tp.topic, set()).add(tp.partition)
-        return [(self._topics[name], frozenset(partitions)) for name, partitions in by_topic.items()]
+        try:
+            await self._owned.announce_revocation()
+        except Exception as error:  # noqa: BLE001 - whatever it is, what it should have done is undone
+            await self._fail("on_revoked", error)
 
 
 class BatchProducer(driver.Producer):

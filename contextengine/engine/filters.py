@@ -5,6 +5,7 @@ The filters are asked in this order, and the first that refuses says why:
     route        the session has not told where contexts go, or has ended
     ttl          the context's life was over before it was decided
     size         more than 32 KiB of text
+    slot         the same event has put a context of higher priority into the slot
     duplicate    the slot holds the same content, in the model's context (within the cool-down) or on its way
     buffer       the session's injections that have not ended are too many (critical ones excepted), or too large
     shadow       the rule is on trial: it would have injected
@@ -56,6 +57,14 @@ def _size(candidate: Candidate, session: Session, now_ms: int) -> str | None:  #
     return f"{size} bytes of text, at most {INJECTION_BYTES} are allowed" if size > INJECTION_BYTES else None
 
 
+def _slot(candidate: Candidate, session: Session, now_ms: int) -> str | None:  # noqa: ARG001
+    for held in session.held.values():
+        injection = held.injection
+        if injection.context.metadata.key == candidate.slot and injection.position == candidate.position:
+            return f"{injection.rule} fired on the same event and goes first"
+    return None
+
+
 def _duplicate(candidate: Candidate, session: Session, now_ms: int) -> str | None:
     content = content_hash(candidate.context)
     live = session.live.get(candidate.slot)
@@ -88,6 +97,7 @@ FILTERS: Final[Mapping[str, Filter]] = {
     "route": _route,
     "ttl": _ttl,
     "size": _size,
+    "slot": _slot,
     "duplicate": _duplicate,
     "buffer": _buffer,
     "shadow": _shadow,

@@ -15,7 +15,8 @@ from heapq import heappop, heappush
 from typing import Any, Final, TypeAlias, cast
 
 from contextengine.delivery.next_step import RETRY_LINE_MS
-from contextengine.engine.decide import Decision, decide
+from contextengine.engine.decide import decide
+from contextengine.engine.decision import Decision
 from contextengine.engine.partition import follow
 from contextengine.engine.rules import RuleSet
 from contextengine.schemas.decision import DecisionMade, Suppression

@@ -2,12 +2,13 @@
 
 Sessions are ordered because a session's records share a partition, in every topic alike: the key is the session's id,
 the partition is `partition_for(key)`, and the topics keyed by session have equal partition counts. So partition counts
-never change in place; a larger installation is a new prefix.
+never change in place; a larger installation is a new prefix. Logs have LogAppendTime: deadlines and delays go by the
+broker's clock, the only one that all processes share.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
@@ -83,13 +84,15 @@ def catalogue(settings: Settings) -> Catalogue:
 
     def log(name: str, holds: str, keep_ms: int = DAY_MS, max_message_bytes: int = MAX_MESSAGE_BYTES) -> Topic:
         name = f"{settings.prefix}.{name}"
-        return Topic(name, holds, settings.partitions, settings.replication, "delete", keep_ms, max_message_bytes)
+        return Topic(
+            name, holds, settings.partitions, settings.replication, "delete", keep_ms, max_message_bytes, "LogAppendTime"
+        )
 
     def table(name: str, holds: str, partitions: int) -> Topic:
         return Topic(name, holds, partitions, settings.replication, "compact", HOUR_MS, STATE_MESSAGE_BYTES)
 
     return Catalogue(
-        events=replace(log("events", "everything that can change a decision"), timestamps="LogAppendTime"),
+        events=log("events", "everything that can change a decision"),
         rules=table(f"{settings.prefix}.rules", "rule sets by hash, and the log id of the events topic", 1),
         injections=log("injections", "attempts to make, and cancellations of them, in order"),
         retry_1s=log("injections.retry.1s", "retries, each due one second after it was appended"),

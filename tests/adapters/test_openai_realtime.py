@@ -89,7 +89,7 @@ def ids(simulator: RealtimeSimulator) -> list[str]:
 async def eventually(condition) -> None:
     """Wait until `condition()` holds."""
     async with asyncio.timeout(2):
-        while not condition():  # noqa: ASYNC110 - the simulator's state has no event to wait for
+        while not condition():
             await asyncio.sleep(0.005)
 
 

@@ -43,6 +43,10 @@ def changelog(prefix: str) -> str:
     return f"{prefix}-counts-changelog"
 
 
+def notes(prefix: str) -> str:
+    return f"{prefix}.notes"
+
+
 class Counting:
     """The app, its table and outbox, what was delivered, and what the hooks were told."""
 
@@ -64,7 +68,6 @@ class Counting:
                 **FAUST_SETTINGS,
                 "broker_session_timeout": 6.0,
                 "broker_heartbeat_interval": 1.0,
-                "broker_rebalance_timeout": 0.5,  # the embedded broker lets a join take that long
                 "datadir": datadir or tempfile.mkdtemp(),
                 **settings,
             },

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
@@ -15,7 +16,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from contextengine.agents import transport
-from contextengine.agents.transport import FAUST_SETTINGS, DeliveredBatches, install
+from contextengine.agents.outbox import Sent
+from contextengine.agents.owned_partitions import DeliveredBatches
+from contextengine.agents.transport import FAUST_SETTINGS, install
 from contextengine.errors import BrokerUnavailable, RecordRefused, SettingsInvalid
 
 
@@ -100,7 +103,7 @@ class Steps:
         self.table, self.outbox = counting.table, counting.outbox
         self.consumer: Any = counting.app.consumer
         self.tp = TP(counting.topic.name, 0)
-        self.consumer._delivered = {self.tp: transport.DeliveredBatches()}
+        self.consumer._owned.assign([self.tp])
         self.consumer._commit = self.commit
         self.consumer._thread.is_member = lambda generation: self.member  # noqa: ARG005
         self.consumer.app.consumer_generation_id = 4
@@ -117,10 +120,10 @@ class Steps:
 
     def batch_is_done(self, last_offset: int) -> None:
         """A batch was delivered, has changed a state, has an output, and is acknowledged."""
-        self.consumer._delivered[self.tp].deliver(last_offset)
+        self.consumer._owned.deliver(self.tp, last_offset)
         self.consumer._acked_index[self.tp].add(last_offset)
         self.table.put(0, b"k", {}, last_offset)
-        self.outbox._sent[0].append(transport.Sent("outputs", 0, 1, Acknowledgement(self)))
+        self.outbox._sent[0].append(Sent("outputs", 0, 1, Acknowledgement(self)))
 
     async def write(self, snapshot: Any, producer: Any) -> None:  # noqa: ARG002
         """As LiveTable."""
@@ -233,10 +236,10 @@ async def test_a_commit_does_not_rely_on_one_that_has_begun_before_it(steps):
     """Faust's second caller waits for the first one's commit, which may have begun before its last batch was done."""
     lock = steps.table.lock(0)
     await lock.__aenter__()
-    first = transport.asyncio.ensure_future(steps.consumer.commit())
-    await transport.asyncio.sleep(0)
+    first = asyncio.ensure_future(steps.consumer.commit())
+    await asyncio.sleep(0)
     steps.batch_is_done(99)
-    second = transport.asyncio.ensure_future(steps.consumer.commit())
+    second = asyncio.ensure_future(steps.consumer.commit())
     await lock.__aexit__(None, None, None)
     assert await first
     assert not await second

@@ -37,11 +37,18 @@ class Traffic:
 
     async def create_topics(self) -> None:
         """Events, outputs and changelog."""
-        names = [counting.events(self.prefix), counting.outputs(self.prefix), counting.changelog(self.prefix)]
+        made = (counting.events, counting.outputs, counting.changelog, counting.notes)
+        names = [name(self.prefix) for name in made]
         admin = AIOKafkaAdminClient(bootstrap_servers=self.broker)
         await admin.start()
         await admin.create_topics([NewTopic(name, PARTITIONS, 1) for name in names])
         await admin.close()
+
+    async def note(self, *values: bytes) -> None:
+        """Publish to a topic that is not delivered in batches."""
+        async with AIOKafkaProducer(bootstrap_servers=self.broker) as producer:
+            for value in values:
+                await producer.send(counting.notes(self.prefix), value, partition=1)
 
     async def publish(self, count: int, *, per_second: int | None = None) -> None:
         """Publish the next events, in turn for each key."""
@@ -90,13 +97,13 @@ class Traffic:
             table.restore(record.partition, [record])
         return {key: state for partition in range(PARTITIONS) for key, state in table.items(partition)}
 
-    async def committed(self) -> int:
-        """How many events are committed."""
+    async def committed(self, topic: Callable[[str], str] = counting.events) -> int:
+        """How many records of a topic are committed."""
         consumer = AIOKafkaConsumer(bootstrap_servers=self.broker, group_id=self.prefix, enable_auto_commit=False)
         await consumer.start()
         try:
-            topic = counting.events(self.prefix)
-            return sum([await consumer.committed(TopicPartition(topic, p)) or 0 for p in range(PARTITIONS)])
+            partitions = [TopicPartition(topic(self.prefix), number) for number in range(PARTITIONS)]
+            return sum([await consumer.committed(partition) or 0 for partition in partitions])
         finally:
             await consumer.stop()
 
@@ -176,11 +183,14 @@ async def test_a_worker_killed_in_traffic_loses_no_output_and_counts_no_event_tw
         traffic = Traffic(broker)
         await traffic.create_topics()
         arguments = (f"--store={store}://", f"--datadir={tmp_path / store}")
+        await traffic.publish(100)
         worker = start_worker(*arguments, traffic=traffic)
-        publishing = asyncio.ensure_future(traffic.publish(3_000, per_second=600))
-        await until(lambda: traffic.outputs_are_more_than(500))
+        await until(traffic.all_are_out)
+        publishing = asyncio.ensure_future(traffic.publish(2_000, per_second=500))
+        await until(lambda: traffic.outputs_are_more_than(600))
         worker.kill()
         worker.wait()
+        assert not publishing.done(), "the kill fell after the traffic"
         worker = start_worker(*arguments, traffic=traffic)
         await publishing
         await until(traffic.all_are_out, within_s=40)
@@ -191,13 +201,41 @@ async def test_a_worker_killed_in_traffic_loses_no_output_and_counts_no_event_tw
     await asyncio.gather(kill_one("memory"), kill_one("rocksdb"))
 
 
+async def test_every_other_topic_is_delivered_and_committed_as_faust_does(traffic):
+    """One record at a time, to its own agent, beside the batches."""
+    worker = Counting(traffic.broker, traffic.prefix)
+    noted = []
+
+    async def note(stream: Any) -> None:
+        async for event in stream.events():
+            noted.append((event.message.partition, event.value))  # noqa: PERF401 - it never ends
+
+    topic = worker.app.topic(counting.notes(traffic.prefix), key_serializer="raw", value_serializer="raw")
+    worker.app.agent(topic, name="note")(note)
+    await traffic.note(b"a", b"b", b"c")
+    await traffic.publish(100)
+    await worker.app.start()
+    try:
+        await until(lambda: len(noted) == 3)
+        await traffic.note(b"d")
+        await until(lambda: len(noted) == 4)
+        await until(traffic.all_are_out)
+    finally:
+        await worker.app.stop()
+    assert noted == [(1, b"a"), (1, b"b"), (1, b"c"), (1, b"d")]
+    assert await traffic.committed(counting.notes) == 4
+    await traffic.is_exact()
+
+
 async def test_partitions_move_between_two_workers_without_a_stall_a_loss_or_a_copy(traffic, start_worker):
     """One joins in traffic, then the first one leaves."""
+    await traffic.publish(100)
     first = start_worker()
+    await until(traffic.all_are_out)
     publishing = asyncio.ensure_future(traffic.publish(5_000, per_second=500))
-    await until(lambda: traffic.outputs_are_more_than(300))
     second = start_worker()
     await until(lambda: traffic.outputs_are_more_than(3_500), within_s=30)
+    assert not publishing.done(), "the second worker joined after the traffic"
     first.terminate()
     assert first.wait(20) == 0
     await publishing

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 import pytest
 from openai import AsyncOpenAI
@@ -31,15 +32,19 @@ class Published:
         self.events: list[tuple[str, dict]] = []
 
     def session(self, _: str) -> Published:
+        """Be that session's publisher too."""
         return self
 
     def publish(self, event: type, **fields: object) -> None:
+        """Keep it."""
         self.events.append((event.__name__, fields))
 
     async def flush(self) -> int:
+        """Nothing is missing."""
         return 0
 
     def texts(self) -> list[tuple[object, object]]:
+        """Who has said what, in order."""
         return [(fields["speaker"], fields["text"]) for name, fields in self.events if name == "MessageCompleted"]
 
 
@@ -60,11 +65,16 @@ async def play(client, published, asked=lambda _: None) -> None:
         await Call(TALK, published, SPEED, asked).play(client)
 
 
+async def until(holds: Callable[[], bool]) -> None:
+    """Wait until it does."""
+    while not holds():
+        await asyncio.sleep(0.001)
+
+
 async def sideband(client, simulator):
     """Another leg of the call, as soon as it is open."""
-    while "rtc_talk" not in simulator.calls:
-        await asyncio.sleep(0.01)
-    return client.realtime.connect(call_id="rtc_talk")
+    await until(lambda: "rtc_talk" in simulator.calls)
+    return client.realtime.connect(call_id="rtc_talk", websocket_connection_options={"close_timeout": 0.1})
 
 
 async def test_a_call_is_told_from_its_start_to_its_end_turn_by_turn(client, simulator):
@@ -96,8 +106,7 @@ async def test_a_turn_that_another_leg_asks_for_is_played_and_told_as_any_other(
     published = Published()
     playing = asyncio.create_task(play(client, published))
     async with await sideband(client, simulator) as leg:
-        while (ASSISTANT, "hello you") not in published.texts():
-            await asyncio.sleep(0.01)
+        await until(lambda: (ASSISTANT, "hello you") in published.texts())
         await leg.response.create()
         await playing
     assert published.texts() == [(USER, "hello there"), (ASSISTANT, "hello you"), (ASSISTANT, PROMPTED), (USER, "bye")]
@@ -108,8 +117,7 @@ async def test_the_model_is_asked_again_when_it_was_saying_something_for_somebod
     published = Published()
     playing = asyncio.create_task(play(client, published))
     async with await sideband(client, simulator) as leg:
-        while (USER, "hello there") not in published.texts():
-            await asyncio.sleep(0)
+        await until(lambda: (USER, "hello there") in published.texts())
         await leg.response.create()
         await playing
     assert sorted(published.texts()) == sorted(

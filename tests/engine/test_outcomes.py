@@ -7,7 +7,8 @@ import re
 import pytest
 
 from contextengine.engine.candidate import injection_id
-from contextengine.engine.decide import FORGET_AFTER_MS, REPORT_GRACE_MS
+from contextengine.engine.decide import FORGET_AFTER_MS
+from contextengine.engine.lives import REPORT_GRACE_MS
 from contextengine.schemas.events import HAND_OFF, AttemptReported
 from contextengine.schemas.injection import AttemptVerdict, Confirmation, Outcome, Verdict
 from contextengine.testing import Call
@@ -239,7 +240,6 @@ def test_an_injections_id_differs_with_session_rule_position_and_slot():
     assert injection_id("a", "b", "c", "d") != injection_id("ab", "", "c", "d")
 
 
-@pytest.mark.xfail(strict=True, reason="the rule that is asked last supersedes the one with priority")
 def test_of_two_rules_that_share_a_slot_and_fire_on_the_same_event_the_one_with_priority_has_it(call_with):
     call = call_with("""
       - {name: minor, when: {keyword: one}, inject: {information: {a: minor}}, key: mood}

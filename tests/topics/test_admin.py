@@ -55,7 +55,7 @@ async def test_an_events_topic_that_was_made_anew_has_another_log_id(any_setting
     await client.start()
     await client.delete_topics([catalogue(any_settings).events.name])
     await client.close()
-    while catalogue(any_settings).events.name in await admin.describe(any_settings):  # noqa: ASYNC110
+    while catalogue(any_settings).events.name in await admin.describe(any_settings):
         await asyncio.sleep(0.05)
     report = await admin.apply(any_settings, "log-2")
     assert report.created == (catalogue(any_settings).events.name,)

@@ -34,7 +34,7 @@ METADATA_KEYS: Final = 16
 METADATA_CHARS: Final = 512
 
 
-class Refused(Exception):  # noqa: N818 - reads as the service's answer
+class Refused(Exception):
     """The service's `error` answer to a client event that it understood."""
 
     def __init__(self, code: str, message: str, param: str | None = None) -> None:

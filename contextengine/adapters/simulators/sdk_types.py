@@ -37,7 +37,7 @@ _JSON_NAMES: Final[Mapping[type, str]] = {
 }
 
 
-class PayloadMismatch(ValueError):  # noqa: N818 - says what it is, like the errors in errors.py
+class PayloadMismatch(ValueError):
     """JSON that the SDK's type does not allow: `path` says where, `problem` what is wrong there."""
 
     def __init__(self, path: str, problem: str) -> None:

@@ -1,0 +1,166 @@
+"""The partitions that a worker owns: what was delivered of them, and the order in which it becomes durable.
+
+The law, for each partition, whatever happens in between:
+
+    outputs acknowledged  ->  states acknowledged  ->  the partition's own record acknowledged  ->  offset committed
+
+So outputs are durable before the state that says they were made, and state before the offset. What is flushed is taken
+under the partition's lock, which a batch holds from its first record until its outputs are on their way.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from faust.types import TP
+
+from contextengine.agents.outbox import Outbox, Sent, acknowledged
+from contextengine.tables.live import LiveTable, Snapshot
+
+if TYPE_CHECKING:
+    from aiokafka import AIOKafkaProducer
+
+PartitionsHook = Callable[[frozenset[int]], Awaitable[None]]
+
+
+@dataclass(frozen=True, slots=True)
+class BatchTopic:
+    """A topic that is delivered in batches, and what belongs to its partitions.
+
+    `on_assigned` is called with the partitions that this worker owns, when their states are restored and before their
+    first record is delivered; `on_revoked` when it is about to lose them, before their last flush. They are never
+    called at the same time, and both may add outputs and change states, under the partition's lock. One that raises
+    stops the worker.
+    """
+
+    name: str
+    table: LiveTable[Any]
+    outbox: Outbox
+    on_assigned: PartitionsHook
+    on_revoked: PartitionsHook
+
+
+class DeliveredBatches:
+    """Which batches of a partition were delivered, and up to where all of them are done."""
+
+    def __init__(self) -> None:
+        self._undone: deque[int] = deque()
+        self._committable: int | None = None
+
+    def deliver(self, last_offset: int) -> None:
+        """A batch that ends with this offset is on its way to the agent."""
+        self._undone.append(last_offset)
+
+    def committable(self, acked: set[int]) -> int | None:
+        """The offset after the oldest unbroken run of done batches, None before the first; takes what is in it."""
+        while self._undone and self._undone[0] in acked:
+            last = self._undone.popleft()
+            acked.discard(last)
+            self._committable = last + 1
+        return self._committable
+
+
+@dataclass(slots=True)
+class _Taken:
+    """What a flush took from one partition, under its lock."""
+
+    tp: TP
+    committable: int | None
+    sent: list[Sent]
+    snapshot: Snapshot[Any]
+
+
+class OwnedPartitions:
+    """The partitions of the batch topics that this worker owns."""
+
+    def __init__(self, topics: Mapping[str, BatchTopic]) -> None:
+        self.topics = topics
+        self._delivered: dict[TP, DeliveredBatches] = {}
+        self._announced: frozenset[TP] = frozenset()
+        self._announcing = asyncio.Lock()
+
+    def __bool__(self) -> bool:
+        return bool(self._delivered)
+
+    def assign(self, tps: Iterable[TP]) -> None:
+        """Own these partitions from now on, of whatever topics; what is live is dropped."""
+        self.forget()
+        self._delivered = {tp: DeliveredBatches() for tp in tps if tp.topic in self.topics}
+
+    def forget(self) -> None:
+        """Own nothing, and drop what is live, flushed or not."""
+        for tp in self._delivered:
+            topic = self.topics[tp.topic]
+            topic.table.forget(tp.partition)
+            topic.outbox.forget(tp.partition)
+        self._delivered = {}
+
+    def deliver(self, tp: TP, last_offset: int) -> None:
+        """A batch that ends with this offset is on its way to the agent."""
+        self._delivered[tp].deliver(last_offset)
+
+    async def announce_assignment(self, *, still_owned: Callable[[], bool]) -> None:
+        """Call on_assigned, once for each assignment."""
+        async with self._announcing:
+            owned = frozenset(self._delivered)
+            if owned == self._announced or not still_owned():
+                return
+            self._announced = owned
+            for tp in owned:
+                self.topics[tp.topic].table.own(tp.partition)
+            for topic, partitions in self._by_topic(owned):
+                await topic.on_assigned(partitions)
+
+    async def announce_revocation(self) -> None:
+        """Call on_revoked, if on_assigned was called; a call of it under way is waited for."""
+        async with self._announcing:
+            announced, self._announced = self._announced, frozenset()
+            for topic, partitions in self._by_topic(announced):
+                await topic.on_revoked(partitions)
+
+    async def flush(
+        self,
+        acked: Mapping[TP, set[int]],
+        producer: AIOKafkaProducer,
+        generation: int,
+        may_write: Callable[[], bool],
+    ) -> dict[TP, int]:
+        """Make outputs durable, then states; the offsets that may be committed now.
+
+        `acked` has the last offsets of the batches that are done. Where `may_write` says no, nothing more is written
+        and there is nothing to commit; what was taken is flushed another time.
+        """
+        if not may_write():
+            return {}
+        taken = []
+        for tp in list(self._delivered):
+            taken.append(await self._take(tp, acked[tp], generation))
+            await asyncio.sleep(0)  # to encode the states of all partitions in one go would hold up the delivery
+        await asyncio.gather(*(acknowledged(of.sent) for of in taken))
+        if not may_write():
+            for of in taken:
+                topic = self.topics[of.tp.topic]
+                topic.outbox.put_back(of.tp.partition, of.sent)
+                topic.table.put_back(of.snapshot)
+            return {}
+        await asyncio.gather(*(self.topics[of.tp.topic].table.write(of.snapshot, producer) for of in taken))
+        if not may_write():
+            return {}
+        return {of.tp: of.committable for of in taken if of.committable is not None}
+
+    async def _take(self, tp: TP, acked: set[int], generation: int) -> _Taken:
+        table, outbox = self.topics[tp.topic].table, self.topics[tp.topic].outbox
+        async with table.lock(tp.partition):
+            await outbox.send(tp.partition)
+            committable = self._delivered[tp].committable(acked)
+            return _Taken(tp, committable, outbox.take(tp.partition), table.snapshot(tp.partition, generation))
+
+    def _by_topic(self, tps: Iterable[TP]) -> list[tuple[BatchTopic, frozenset[int]]]:
+        by_topic: dict[str, set[int]] = {}
+        for tp in tps:
+            by_topic.setdefault(tp.topic, set()).add(tp.partition)
+        return [(self.topics[name], frozenset(partitions)) for name, partitions in by_topic.items()]

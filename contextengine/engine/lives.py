@@ -1,0 +1,180 @@
+"""The lives of a session's injections, from their acceptance to their one outcome.
+
+An injection waits for its moment, is in flight with a consumer, or rests before another attempt; then it ends, here and
+nowhere else. What follows from a verdict is the table in `delivery.next_step`.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from contextengine.delivery.next_step import RETRY_LINE_MS, End, next_step
+from contextengine.engine.candidate import content_hash
+from contextengine.engine.decision import DeadInjection, Decision
+from contextengine.engine.placement import next_look_ms, ready
+from contextengine.schemas.events import HAND_OFF
+from contextengine.schemas.injection import (
+    AttemptVerdict,
+    Confirmation,
+    Destination,
+    InjectionAttempt,
+    InjectionCancelled,
+    InjectionResult,
+    Outcome,
+    RetryRequested,
+)
+from contextengine.schemas.session import HeldInjection, LiveContext, Session, Stage
+
+INJECTION_TIMER: Final = "injection:"
+REPORT_GRACE_MS: Final = 5_000
+"""How long after its deadline the VoiceEngine's report on a hand-off is waited for."""
+
+
+class Lives:
+    """A session's injections while one event is judged; what must be done for them goes into its decision."""
+
+    def __init__(self, session: Session, now_ms: int, decision: Decision) -> None:
+        self._session = session
+        self._now_ms = now_ms
+        self._decision = decision
+
+    def judge(self, verdict: AttemptVerdict) -> None:
+        """Take the verdict on an attempt that is in flight; any other changes nothing."""
+        held = self._session.held.get(verdict.injection_id)
+        if held is None or held.stage is not Stage.IN_FLIGHT or held.attempt != verdict.attempt:
+            return
+        held.confirmation = verdict.confirmation
+        held.failure = verdict.error_class or verdict.verdict.value
+        step = next_step(verdict, held.injection, self._now_ms)
+        delivered = isinstance(step, End) and step.outcome is Outcome.DELIVERED
+        if not delivered:
+            held.first_failure_ms = held.first_failure_ms or self._now_ms
+            held.last_failure_ms = self._now_ms
+            if held.called_back:
+                step = End(Outcome(held.called_back), verdict.message)
+        if isinstance(step, End):
+            self.end(held, step.outcome, step.reason, answered_ms=verdict.answered_ms)
+            return
+        held.stage, held.due_ms = Stage.RESTING, step.due_ms
+        self._rest(held)
+
+    def retry(self, injection_id: str, attempt: int) -> None:
+        """The delay line has held this retry for its length; a rest that is over or unknown is left alone."""
+        held = self._session.held.get(injection_id)
+        if held is not None and held.stage is Stage.RESTING and held.attempt == attempt - 1:
+            self._try_again(held)
+
+    def look_at(self, injection_id: str) -> None:
+        """The injection's own timer has fired."""
+        held = self._session.held.get(injection_id)
+        if held is None:
+            return
+        if held.stage is Stage.RESTING:
+            self._try_again(held)
+        elif held.stage is Stage.IN_FLIGHT:
+            self.end(held, Outcome.EXPIRED, "nobody reported what became of it")
+        elif self._now_ms >= held.injection.deadline_ms:
+            self.end(held, Outcome.EXPIRED, "its moment did not come within its life")
+
+    def release(self) -> None:
+        """Send what has waited for this moment."""
+        for held in ready(self._session, self._now_ms):
+            if self._now_ms >= held.injection.deadline_ms:
+                self.end(held, Outcome.EXPIRED, "its moment did not come within its life")
+            else:
+                self._attempt(held)
+
+    def wait(self) -> None:
+        """Put on a timer what waits for its moment, for it may come without an event."""
+        for held in self._session.held.values():
+            if held.stage is Stage.WAITING:
+                self._set_timer(held, next_look_ms(held, self._session))
+
+    def call_back(self, held: HeldInjection, outcome: Outcome, reason: str) -> None:
+        """End what has not been sent; of what is in flight its consumer says whether there was time."""
+        if held.stage is not Stage.IN_FLIGHT:
+            self.end(held, outcome, reason)
+        elif not held.called_back:
+            held.called_back = outcome.value
+            self._decision.cancellations.append(
+                InjectionCancelled(
+                    session_id=self._session.session_id, injection_id=held.injection.injection_id, reason=reason
+                )
+            )
+
+    def end(self, held: HeldInjection, outcome: Outcome, reason: str, *, answered_ms: int = 0) -> None:
+        """The one place where an injection ends."""
+        session, injection = self._session, held.injection
+        metadata = injection.context.metadata
+        del session.held[injection.injection_id]
+        session.timers.pop(INJECTION_TIMER + injection.injection_id, None)
+        session.outcomes[outcome] = session.outcomes.get(outcome, 0) + 1
+        if outcome is Outcome.DELIVERED:
+            content = content_hash(injection.context)
+            session.live[metadata.key] = LiveContext(injection.injection_id, content, self._now_ms)
+        if outcome is Outcome.DEAD:
+            self._decision.dead.append(
+                DeadInjection(
+                    self._attempt_record(held), held.failure, reason, held.first_failure_ms, held.last_failure_ms
+                )
+            )
+        self._decision.results.append(
+            InjectionResult(
+                session_id=session.session_id,
+                injection_id=injection.injection_id,
+                rule=injection.rule,
+                outcome=outcome,
+                provider=session.provider,
+                criticality=metadata.criticality.value,
+                attempts=held.attempt,
+                trigger_ms=injection.trigger_ms,
+                decided_ms=self._now_ms,
+                confirmation=held.confirmation if outcome is Outcome.DELIVERED else Confirmation.NONE,
+                answered_ms=answered_ms,
+                reason=reason,
+            )
+        )
+
+    def _rest(self, held: HeldInjection) -> None:
+        """A long rest is spent on the delay line, what remains of it on a timer."""
+        if held.due_ms - self._now_ms < RETRY_LINE_MS:
+            self._set_timer(held, held.due_ms)
+            return
+        self._decision.retries.append(
+            RetryRequested(
+                session_id=self._session.session_id,
+                injection_id=held.injection.injection_id,
+                attempt=held.attempt + 1,
+                due_ms=held.due_ms,
+            )
+        )
+
+    def _try_again(self, held: HeldInjection) -> None:
+        if self._now_ms < held.due_ms:
+            self._rest(held)
+        elif self._now_ms >= held.injection.deadline_ms:
+            self.end(held, Outcome.EXPIRED, "its life ended before the next attempt")
+        else:
+            self._attempt(held)
+
+    def _attempt(self, held: HeldInjection) -> None:
+        held.stage = Stage.IN_FLIGHT
+        held.attempt += 1
+        self._session.timers.pop(INJECTION_TIMER + held.injection.injection_id, None)
+        if self._session.route == HAND_OFF:
+            self._set_timer(held, held.injection.deadline_ms + REPORT_GRACE_MS)
+        self._decision.attempts.append(self._attempt_record(held))
+
+    def _attempt_record(self, held: HeldInjection) -> InjectionAttempt:
+        session = self._session
+        return InjectionAttempt(
+            session_id=session.session_id,
+            attempt=held.attempt,
+            destination=Destination(
+                provider=session.provider, model=session.model, route=session.route, call_id=session.call_id
+            ),
+            injection=held.injection,
+        )
+
+    def _set_timer(self, held: HeldInjection, due_ms: int) -> None:
+        self._decision.set_timer(self._session, INJECTION_TIMER + held.injection.injection_id, due_ms)
