@@ -65,7 +65,7 @@ def main() -> None:
         error = _ours(raised)
         if error is None or "--debug" in sys.argv:
             raise
-        told = "\n".join([str(error), *getattr(error, "__notes__", [])])
+        told = "\n".join([str(error), *getattr(raised, "__notes__", [])])
         typer.secho(f"error: {told}", err=True, fg="red")
         raise SystemExit(exit_code(error)) from None
 

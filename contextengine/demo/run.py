@@ -29,7 +29,6 @@ from contextengine.demo.summary import Summary, summarise
 from contextengine.demo.timing import beats, conversations, time_scales
 from contextengine.demo.view import Play
 from contextengine.demo.voice_engine import Call
-from contextengine.errors import ContextEngineError
 from contextengine.settings import PREFIX, Settings, load
 from contextengine.topics import admin
 from contextengine.topics.catalogue import catalogue
@@ -67,14 +66,14 @@ class Wanted:
 async def run(wanted: Wanted, watcher: Nothing) -> Summary:
     """Run the demo to its end, and sum it up.
 
-    Raises ContextEngineError when it cannot go on. The logs of its processes are kept when anything went wrong; the
+    Raises ContextEngineError, or a group with one, when it cannot go on. The logs of its processes are kept when anything went wrong; the
     error or the summary's last problem says where.
     """
     logs = Path(tempfile.mkdtemp(prefix="contextengine-demo-"))
     logging.basicConfig(filename=logs / "demo.log", level=logging.INFO, format=LOG_FORMAT, force=True)
     try:
         summary = await _Demo(wanted, watcher, logs).run()
-    except ContextEngineError as failed:
+    except Exception as failed:
         failed.add_note(f"logs: {logs}")
         raise
     except BaseException:
@@ -123,8 +122,9 @@ class _Demo:
         )
 
     def _environ(self, openai_base_url: str, stack: AsyncExitStack) -> dict[str, str]:
-        """The settings of this run, for this process and the others: this machine's, but for what the demo brings."""
-        environ = {name: value for name, value in os.environ.items() if not name.startswith(f"{PREFIX}OPENAI")}
+        """The settings of this run, for this process and the others; those of this machine count for its own Kafka."""
+        replaced = PREFIX if self._wanted.broker is None else f"{PREFIX}OPENAI"
+        environ = {name: value for name, value in os.environ.items() if not name.startswith(replaced)}
         own = {
             "PREFIX": f"demo-{uuid.uuid4().hex[:8]}",  # runs on the same Kafka have nothing in common
             "OPENAI_BASE_URL": openai_base_url,

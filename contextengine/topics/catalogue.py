@@ -83,9 +83,15 @@ def catalogue(settings: Settings) -> Catalogue:
     """The topics that these settings ask for."""
 
     def log(name: str, holds: str, keep_ms: int = DAY_MS, max_message_bytes: int = MAX_MESSAGE_BYTES) -> Topic:
-        name = f"{settings.prefix}.{name}"
         return Topic(
-            name, holds, settings.partitions, settings.replication, "delete", keep_ms, max_message_bytes, "LogAppendTime"
+            f"{settings.prefix}.{name}",
+            holds,
+            settings.partitions,
+            settings.replication,
+            "delete",
+            keep_ms,
+            max_message_bytes,
+            timestamps="LogAppendTime",
         )
 
     def table(name: str, holds: str, partitions: int) -> Topic:

@@ -36,8 +36,9 @@ def test_all_but_the_rules_have_equal_partition_counts():
     assert TOPICS.rules.partitions == 1
 
 
-def test_only_the_events_carry_the_broker_s_time():
-    assert [topic.name for topic in TOPICS if topic.timestamps == "LogAppendTime"] == ["shop.events"]
+def test_every_log_carries_the_broker_s_time():
+    logs = [topic for topic in TOPICS if topic.cleanup == "delete"]
+    assert {topic.timestamps for topic in logs} == {"LogAppendTime"}
 
 
 def test_state_is_compacted_and_the_log_is_not():
