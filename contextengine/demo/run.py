@@ -66,8 +66,8 @@ class Wanted:
 async def run(wanted: Wanted, watcher: Nothing) -> Summary:
     """Run the demo to its end, and sum it up.
 
-    Raises ContextEngineError, or a group with one, when it cannot go on. The logs of its processes are kept when anything went wrong; the
-    error or the summary's last problem says where.
+    Raises ContextEngineError, or a group with one, when it cannot go on. The logs of its processes are kept when
+    anything went wrong; the error or the summary's last problem says where.
     """
     logs = Path(tempfile.mkdtemp(prefix="contextengine-demo-"))
     logging.basicConfig(filename=logs / "demo.log", level=logging.INFO, format=LOG_FORMAT, force=True)

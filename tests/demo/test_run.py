@@ -1,4 +1,4 @@
-"""The demo from end to end: all of its processes, on an embedded broker of its own."""
+"""The demo from end to end: all of its processes, on an embedded broker."""
 
 from __future__ import annotations
 
@@ -8,20 +8,27 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections import Counter, defaultdict
 from pathlib import Path
 
 import pytest
+from broker_log import read, read_raw
 
-from contextengine.demo.run import EXPECTED
+from contextengine.demo.run import EXPECTED, RULES
 from contextengine.demo.timing import conversations
+from contextengine.rulefile import parse_rules
+from contextengine.schemas.codec import decode
+from contextengine.schemas.events import ConversationEvent, SessionFeedback
+from contextengine.settings import load
+from contextengine.testing import Call
+from contextengine.topics.catalogue import catalogue
 
 pytestmark = pytest.mark.broker
 
 
-def start(*arguments: str, tmp_path: Path) -> subprocess.Popen[str]:
+def start(*arguments: str, tmp_path: Path, **settings: str) -> subprocess.Popen[str]:
     """The demo in a process; what it leaves in the temporary folder is there to see."""
-    environ = {name: value for name, value in os.environ.items() if not name.startswith("CONTEXTENGINE_")}
+    environ = {name: value for name, value in os.environ.items() if not name.startswith("CONTEXTENGINE_")} | settings
     return subprocess.Popen(
         [sys.executable, "-m", "contextengine", "demo", *arguments],
         stdout=subprocess.PIPE,
@@ -44,10 +51,10 @@ def is_running(pid: int) -> bool:
 
 
 @pytest.fixture(scope="module")
-def summary(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict]:
+def summary(tmp_path_factory: pytest.TempPathFactory, broker: str) -> dict:
     """What a run at four times the speed of life adds up to."""
     folder = tmp_path_factory.mktemp("demo")
-    demo = start("--speed", "4", "--json", tmp_path=folder)
+    demo = start("--speed", "4", "--json", "--broker", broker, tmp_path=folder, CONTEXTENGINE_EMBEDDED="true")
     told, complaints = demo.communicate(timeout=90)
     assert demo.returncode == 0, told + complaints
     assert list(folder.iterdir()) == []
@@ -73,6 +80,22 @@ def test_every_context_of_a_fired_rule_was_held_back_or_has_exactly_one_outcome(
 def test_every_delivered_context_was_in_context_when_the_next_turn_was_asked_for(summary):
     assert 0 < summary["with_next_turn"] <= summary["injections"]["delivered"]
     assert summary["in_context"] == summary["with_next_turn"]
+
+
+async def test_its_sessions_read_back_from_the_topics_are_judged_to_the_same_digests(summary):
+    """The events topic is all that a decision needs: the same log and rules give the same chain of decisions."""
+    settings = load(environ={}, broker=summary["broker"], embedded=True, prefix=summary["prefix"])
+    rules = parse_rules(RULES.read_text(), "rules.yaml")
+    digests = {made.session_id: made.digest for made in await read(settings, catalogue(settings).decisions)}
+    logs = defaultdict(list)
+    now_ms = Counter()
+    for record in await read_raw(settings, catalogue(settings).events):
+        now_ms[record.partition] = max(now_ms[record.partition], record.timestamp)
+        event = decode(record.value)
+        if isinstance(event, ConversationEvent | SessionFeedback):
+            logs[event.session_id].append((event, now_ms[record.partition]))
+    assert len(logs) == summary["calls"]
+    assert {session_id: Call.replayed(log, rules).digest for session_id, log in logs.items()} == digests
 
 
 def test_latency_was_measured_for_every_delivered_context(summary):

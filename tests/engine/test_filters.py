@@ -67,6 +67,13 @@ def test_a_context_of_more_than_32_kib_of_text_is_too_large(call_with):
     assert held_back(call) == ("size", f"{size} bytes of text, at most {INJECTION_BYTES} are allowed")
 
 
+def test_a_context_of_exactly_32_kib_is_not_too_large():
+    text = "x" * (INJECTION_BYTES - len("[Information]\n- n: "))
+    call = Call(RuleSet((Rule(name="r", when=EveryMessages(1), build=Text(information={"n": text})),)))
+    call.says("hello")
+    assert len(call.injections()) == 1
+
+
 def test_the_same_content_stays_out_of_its_slot_for_the_cool_down_after_it_went_in(call_with):
     call = call_with(GREETING)
     call.says("hello")

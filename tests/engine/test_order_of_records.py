@@ -48,6 +48,14 @@ def test_a_straggler_is_remembered_and_fires_nothing(call):
     assert len(call.injections()) == 1
 
 
+def test_a_copy_of_a_straggler_is_a_duplicate(call):
+    say(call, 2, "well")
+    say(call, 1, "late")
+    say(call, 1, "late")
+    assert counted(call) == (1, 1, 0)
+    assert call.state.messages == 2
+
+
 def test_a_straggler_does_not_undo_what_came_after_it(call):
     """A turn that began before it ended is over."""
     call.send(TurnStarted, speaker="user", seq=5)
