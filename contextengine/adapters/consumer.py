@@ -22,7 +22,7 @@ from contextengine.adapters.lanes import KnownVerdicts, Lanes, Queued, timeout_m
 from contextengine.adapters.redelivery import verdicts_since
 from contextengine.delivery.next_step import RETRY_LINE_MS
 from contextengine.errors import UndecodableRecord, Unrenderable
-from contextengine.monitoring.metrics import EVENT_TO_DELIVERY_SECONDS
+from contextengine.monitoring.metrics import ATTEMPTS, EVENT_TO_DELIVERY_SECONDS
 from contextengine.schemas.codec import decode
 from contextengine.schemas.events import ATTACH
 from contextengine.schemas.injection import AttemptVerdict, InjectionAttempt, InjectionCancelled, Verdict
@@ -218,6 +218,7 @@ class DeliveryConsumer:
             verdict = without_sending(queued, self._attempts.now_ms(), self._adapters) or await self._send(attempt)
             await self._attempts.add_verdict(verdict, partition.number, trace)
             partition.known.add(verdict)
+            ATTEMPTS.labels(verdict.verdict).inc()
             if verdict.verdict is Verdict.DELIVERED:
                 EVENT_TO_DELIVERY_SECONDS.observe(max(0, verdict.answered_ms - attempt.injection.trigger_ms) / 1000)
         await self._attempts.report(verdict, partition.number, trace)

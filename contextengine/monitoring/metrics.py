@@ -6,15 +6,9 @@ are in prometheus_client's own registry, so a program that already serves that o
 
 from __future__ import annotations
 
-from collections import Counter as Sum
-from typing import TYPE_CHECKING, ClassVar, Final, Self
+from typing import ClassVar, Final, Self
 
-from prometheus_client import REGISTRY, Counter, Gauge, Histogram
-from prometheus_client.core import CounterMetricFamily
-from prometheus_client.registry import Collector
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+from prometheus_client import Counter, Gauge, Histogram
 
 # The worker: events in, decisions out.
 
@@ -55,6 +49,11 @@ INJECTIONS: Final = InjectionsEnded(
 
 # The delivery consumer.
 
+ATTEMPTS: Final = Counter(
+    "contextengine_attempts_total",
+    "Attempts that were judged, by verdict.",
+    ["verdict"],
+)
 EVENT_TO_DELIVERY_SECONDS: Final = Histogram(
     "contextengine_event_to_delivery_seconds",
     "From the trigger of a delivered injection to its provider's answer, in broker time.",
@@ -79,32 +78,3 @@ DEAD_LETTERS: Final = Counter(
     "Records written to the dead letters, by what could not be done with them.",
     ["stage"],
 )
-
-# The side of the conversation.
-
-
-class PublisherDrops(Collector):
-    """Events that publishers of this process dropped, by reason: read from their own counts when somebody asks."""
-
-    def __init__(self) -> None:
-        self._publishers: list[Mapping[str, int]] = []
-
-    def watch(self, dropped: Mapping[str, int]) -> None:
-        """Count what a publisher counts, from now on and for as long as the process lives."""
-        self._publishers.append(dropped)
-
-    def collect(self) -> Iterator[CounterMetricFamily]:
-        """What Prometheus asks for."""
-        drops = CounterMetricFamily(
-            "contextengine_publisher_dropped_total", "Events dropped before they were sent.", labels=["reason"]
-        )
-        total: Sum[str] = Sum()
-        for dropped in self._publishers:
-            total.update(dict(dropped))
-        for reason, count in total.items():
-            drops.add_metric([reason], count)
-        yield drops
-
-
-PUBLISHER_DROPS: Final = PublisherDrops()
-REGISTRY.register(PUBLISHER_DROPS)

@@ -51,14 +51,3 @@ def test_metrics_are_made_in_the_catalogue_and_nowhere_else():
         if re.search(r"from prometheus_client import .*(Counter|Gauge)", path.read_text())
     ]
     assert makers == [root / "monitoring" / "metrics.py"]
-
-
-def test_what_publishers_drop_is_counted_over_all_of_them():
-    first, second = {"buffer_full": 2}, {"buffer_full": 1, "too_large": 4}
-    drops = metrics.PublisherDrops()
-    drops.watch(first)
-    drops.watch(second)
-    first["buffer_full"] += 10
-    (family,) = drops.collect()
-    assert {sample.labels["reason"]: sample.value for sample in family.samples} == {"buffer_full": 13, "too_large": 4}
-    assert family.samples[0].name == "contextengine_publisher_dropped_total"
