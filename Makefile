@@ -2,7 +2,7 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 
-.PHONY: demo test check bench lock clean
+.PHONY: demo test check bench picture lock clean
 
 demo: .venv/installed
 	$(BIN)/contextengine demo $(ARGS)
@@ -17,6 +17,9 @@ check: .venv/installed  ## what a commit must pass besides the tests
 
 bench: .venv/installed  ## throughput beside stock Faust, on Apache Kafka (needs Java and Maven, or Docker)
 	$(BIN)/python benchmarks/throughput.py $(ARGS)
+
+picture: .venv/installed  ## the picture in the README, taken from a run of the demo
+	$(BIN)/contextengine demo --picture docs/demo.svg
 
 lock:  ## rewrite requirements.lock from pyproject.toml (needs uv)
 	uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header -o requirements.lock

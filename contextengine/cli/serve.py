@@ -1,4 +1,4 @@
-"""`contextengine worker` and `contextengine deliver`: the two processes of an installation."""
+"""`contextengine worker`, `contextengine deliver` and `contextengine broker`: the processes of an installation."""
 
 from __future__ import annotations
 
@@ -46,6 +46,7 @@ def register(root: typer.Typer) -> None:
             "contextengine deliver --broker kafka:9092 --port 8802",
         )
     )(deliver)
+    root.command(epilog=examples("contextengine broker", "contextengine broker --port 19092"))(broker)
 
 
 def worker(
@@ -72,6 +73,23 @@ def deliver(port: Port = None, config: Config = None, broker: Broker = None, pre
     """
     settings = settings_from(config, broker, prefix, deliver_monitoring_port=port)
     asyncio.run(_deliver(settings))
+
+
+def broker(
+    port: Annotated[int, typer.Option(help="Where it answers; 0 picks a free one.", min=0, max=65535)] = 9092,
+) -> None:
+    """Run the embedded broker, for a machine without Kafka: everything is in memory, and gone when it stops."""
+    asyncio.run(_broker(port))
+
+
+async def _broker(port: int) -> None:
+    from contextengine.broker import EmbeddedBroker  # noqa: PLC0415  help needs none
+
+    stop = stop_on_signals()
+    with EmbeddedBroker(port) as running:
+        typer.echo("Have the other commands use it, and stop it with Ctrl-C:")
+        typer.echo(f"  export CONTEXTENGINE_BROKER={running.bootstrap} CONTEXTENGINE_EMBEDDED=true")
+        await stop.wait()
 
 
 async def _worker(settings: Settings, rules_text: str | None) -> None:
