@@ -78,8 +78,6 @@ class Settings(BaseSettings):
     """How long a silent worker keeps its partitions. Kafka refuses less than 6 s."""
 
     # Delivery
-    attempt_timeout_ms: int = Field(5_000, ge=50, le=300_000)
-    """How long one attempt at a provider may take, where the injection's deadline is not nearer."""
     openai_base_url: str = "https://api.openai.com/v1"
     """Where OpenAI, or a simulator of it, answers. Plain http is refused off loopback: the key goes there."""
     openai_api_key_file: Path | None = None

@@ -130,8 +130,9 @@ class BatchConsumer(driver.Consumer):
     def _streams_are_open(self) -> bool:
         # Faust may deliver a stream's records between an assignment and the end of its recovery, and then clear the
         # queues while the position has moved on: a silent stall. The count grows, in the consumer's thread, the moment
-        # a rebalance begins, so an older recovery that ends late opens nothing.
-        return self._open_for == self.app.rebalancing_count
+        # a rebalance begins, so an older recovery that ends late opens nothing. A worker that may have lost its
+        # partitions unawares delivers nothing either: all its outputs would be copies.
+        return self._open_for == self.app.rebalancing_count and self._thread.is_member(self.app.consumer_generation_id)
 
     async def _drain_messages(self, fetcher: Any) -> None:
         try:

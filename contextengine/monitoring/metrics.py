@@ -18,7 +18,7 @@ EVENTS: Final = Counter(
 )
 DECIDE_SECONDS: Final = Histogram(
     "contextengine_decide_duration_seconds",
-    "How long one decision takes, from the decoded event to its outputs, before anything is sent.",
+    "How long one event takes, from its bytes to its outputs: the mean of each batch of up to 256.",
     buckets=(0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1),
 )
 SUPPRESSED: Final = Counter(
