@@ -7,6 +7,9 @@ injection (for 1 event in 50, then for every event), commit every half second. "
 offset are acknowledged by the broker. Each run has fresh topics, filled before its worker starts, and a fresh worker
 process; the rate is taken from the group's committed offsets, from the first commit to the last event.
 
+"real decide" is the product's own worker with the demo's rules, on the events that a VoiceEngine publishes about a
+thousand calls: folded audio, edges of speech, messages.
+
 Without `--broker` it fetches and starts Apache Kafka itself (Java 17, the first time Maven: see apache_kafka.py).
 """
 
@@ -40,7 +43,24 @@ from faust.worker import Worker
 
 from contextengine.agents.outbox import Outbox
 from contextengine.agents.transport import FAUST_SETTINGS, BatchTopic, install
+from contextengine.demo.run import RULES
+from contextengine.schemas.codec import encode
+from contextengine.schemas.events import (
+    AudioChunkReceived,
+    ConversationEvent,
+    GenerationStarted,
+    MessageCompleted,
+    PlaybackEnded,
+    PlaybackStarted,
+    ResponseCompleted,
+    ResponseStarted,
+    SessionStarted,
+    TurnEnded,
+    TurnStarted,
+)
+from contextengine.settings import load
 from contextengine.tables.live import LiveTable
+from contextengine.topics import admin as topics
 
 PARTITIONS: Final = 12
 SESSIONS: Final = 1_000
@@ -91,11 +111,14 @@ class Run:
 
 @dataclass(frozen=True)
 class Contestant:
-    """A way to do the work. `events` are enough for several seconds; `event` makes the n-th one's key and value."""
+    """A way to do the work. `events` are enough for several seconds; `event` makes the n-th one's key and value.
+
+    `build` makes its Faust app; None is the product's own worker.
+    """
 
     name: str
     events: int
-    build: Callable[[Run], faust.App]
+    build: Callable[[Run], faust.App] | None
     event: Callable[[int], tuple[bytes, bytes]]
 
 
@@ -229,9 +252,51 @@ def fast_path(run: Run) -> faust.App:
     return app
 
 
+def real_worker(run: Run) -> list[str]:
+    """The worker as it ships, with the demo's rules; what is an output is for the rules to say."""
+    command = [sys.executable, "-m", "contextengine", "worker", "--rules", str(RULES), "--port", "0"]
+    return [*command, "--broker", run.broker, "--prefix", run.prefix]
+
+
+SAID: Final = (
+    "I would like to book a table for four on Friday evening.",
+    "Nothing special, I went for a walk and then read a little.",
+    "What time does the train to Cambridge leave in the morning?",
+    "My dog was ill last week, but he is fine again.",
+    "Thank you, that is all I need for today.",
+)
+TURNS: Final[Sequence[tuple[type[ConversationEvent], dict[str, Any]]]] = [
+    (TurnStarted, {"speaker": "user", "known_ms": 0}),
+    *[(AudioChunkReceived, {"speaker": "user", "duration_ms": 200, "energy": 0.4, "chunks": 10})] * 20,
+    (TurnEnded, {"speaker": "user", "known_ms": 0}),
+    (MessageCompleted, {"speaker": "user"}),
+    (GenerationStarted, {"response_id": "r"}),
+    (ResponseStarted, {"response_id": "r"}),
+    (PlaybackStarted, {"response_id": "r"}),
+    (MessageCompleted, {"speaker": "assistant"}),
+    (ResponseCompleted, {"response_id": "r"}),
+    (PlaybackEnded, {"response_id": "r"}),
+]
+"""A turn of a person and one of the model: four seconds of folded audio, two messages, seven edges."""
+
+
+def mixed_event(number: int) -> tuple[bytes, bytes]:
+    """The sessions in turns, each with the events that a VoiceEngine publishes."""
+    session_id, seq = f"session-{number % SESSIONS:08d}", number // SESSIONS
+    common = {"session_id": session_id, "producer": "bench", "incarnation": 1, "seq": seq, "at_ms": 1_700_000_000_000}
+    if seq == 0:
+        event: ConversationEvent = SessionStarted(**common, provider="nobody", model="none")
+    else:
+        kind, fields = TURNS[(seq - 1) % len(TURNS)]
+        said = {"text": SAID[(seq + number) % len(SAID)]} if kind is MessageCompleted else {}
+        event = kind(**common, **fields, **said)
+    return session_id.encode(), encode(event)
+
+
 CONTESTANTS: Final[Sequence[Contestant]] = [
     Contestant("stock Faust", 40_000, stock_faust, conversation_event),
     Contestant("fast path", 400_000, fast_path, conversation_event),
+    Contestant("real decide", 310_000, None, mixed_event),
 ]
 
 
@@ -243,8 +308,12 @@ async def measure(contestant: Contestant, run: Run) -> float:
     await fill(contestant, run)
     as_worker = ["--worker", contestant.name, "--prefix", run.prefix, "--one-output-in", str(run.one_output_in)]
     command = [sys.executable, __file__, "--broker", run.broker, *as_worker]
-    worker = subprocess.Popen(command, stdout=subprocess.DEVNULL)  # noqa: ASYNC220 - it starts once
-    watcher = AIOKafkaConsumer(bootstrap_servers=run.broker, group_id=run.prefix, enable_auto_commit=False)
+    group = run.prefix
+    if contestant.build is None:
+        command, group = real_worker(run), f"{run.prefix}-worker"
+    quiet = subprocess.DEVNULL
+    worker = subprocess.Popen(command, stdout=quiet, stderr=quiet)  # noqa: ASYNC220 - it starts once
+    watcher = AIOKafkaConsumer(bootstrap_servers=run.broker, group_id=group, enable_auto_commit=False)
     await watcher.start()
     try:
         commits: list[tuple[float, int]] = []
@@ -266,10 +335,13 @@ async def measure(contestant: Contestant, run: Run) -> float:
 
 async def fill(contestant: Contestant, run: Run) -> None:
     """Create the topics, and publish the events."""
-    admin = AIOKafkaAdminClient(bootstrap_servers=run.broker)
-    await admin.start()
-    await admin.create_topics([NewTopic(name, PARTITIONS, 1) for name in run.topics])
-    await admin.close()
+    if contestant.build is None:
+        await topics.apply(load(environ={}, broker=run.broker, prefix=run.prefix), log_id=run.prefix)
+    else:
+        admin = AIOKafkaAdminClient(bootstrap_servers=run.broker)
+        await admin.start()
+        await admin.create_topics([NewTopic(name, PARTITIONS, 1) for name in run.topics])
+        await admin.close()
     async with AIOKafkaProducer(bootstrap_servers=run.broker, max_batch_size=2**18, linger_ms=20) as producer:
         for number in range(contestant.events):
             key, value = contestant.event(number)
@@ -286,7 +358,7 @@ def race(broker: str, runs: int, only: str | None) -> None:
     baseline: list[float] = []
     for contestant in contestants:
         medians, cells = [], []
-        for one_output_in in (50, 1):
+        for one_output_in in (50, 1) if contestant.build else (0,):
             rates = [
                 asyncio.run(measure(contestant, Run(broker, f"bench-{uuid.uuid4().hex[:8]}", one_output_in)))
                 for _ in range(runs)
@@ -294,8 +366,8 @@ def race(broker: str, runs: int, only: str | None) -> None:
             medians.append(statistics.median(rates))
             cells.append(f"{medians[-1]:,.0f} ({', '.join(f'{rate:,.0f}' for rate in rates)})")
         baseline = baseline or medians
-        ratio = " / ".join(f"{median / base:.1f}" for median, base in zip(medians, baseline, strict=True))
-        print(f"{contestant.name:24}{cells[0]:>34}{cells[1]:>34}{ratio:>16}", flush=True)
+        ratio = " / ".join(f"{median / base:.1f}" for median, base in zip(medians, baseline, strict=False))
+        print(f"{contestant.name:24}{cells[0]:>34}{''.join(cells[1:]):>34}{ratio:>16}", flush=True)
 
 
 def main() -> None:
@@ -310,8 +382,9 @@ def main() -> None:
     given = parser.parse_args()
     if given.worker:
         contestant = next(c for c in CONTESTANTS if c.name == given.worker)
-        app = contestant.build(Run(given.broker, given.prefix, given.one_output_in))
-        Worker(app, loglevel="WARNING").execute_from_commandline()
+        if contestant.build is not None:
+            app = contestant.build(Run(given.broker, given.prefix, given.one_output_in))
+            Worker(app, loglevel="WARNING").execute_from_commandline()
     elif given.broker:
         race(given.broker, given.runs, given.only)
     else:

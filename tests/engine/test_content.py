@@ -8,7 +8,7 @@ from contextengine.engine.builders import Text
 from contextengine.engine.rules import Rule, RuleSet
 from contextengine.engine.strategies.temporal import EveryMessages
 from contextengine.schemas.context import Trust
-from contextengine.schemas.events import ASSISTANT, MessageCompleted
+from contextengine.schemas.events import ASSISTANT, EmotionShifted, MessageCompleted
 from contextengine.schemas.injection import Outcome
 from contextengine.testing import Call
 
@@ -44,6 +44,14 @@ def test_a_template_sees_the_session_its_facts_the_evidence_and_what_was_said(te
     call.advance_ms(5 * 60_000 - 1_000)
     call.send(MessageCompleted, speaker=ASSISTANT, text="and two")
     assert told(call)[-1] == said
+
+
+def test_a_template_sees_the_emotion_that_a_detector_heard_last():
+    call = call_saying("{{ session.emotion }}")
+    call.says("hello")
+    call.send(EmotionShifted, speaker="user", emotion="joy")
+    call.says("hello")
+    assert told(call) == ["neutral", "joy"]
 
 
 def test_the_texts_of_a_list_are_rendered_one_by_one():

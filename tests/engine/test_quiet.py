@@ -92,6 +92,17 @@ def test_a_turn_of_the_model_that_is_cut_off_begins_a_silence_when_the_person_ha
     assert fired_after_ms(call, call.now_ms) == 10_000
 
 
+def test_the_end_of_the_assistants_turn_ends_its_output_and_its_playback_too(call):
+    """For a VoiceEngine that tells of turns only."""
+    call.send(GenerationStarted, response_id="r")
+    call.send(PlaybackStarted, response_id="r")
+    call.send(TurnEnded, speaker="user")
+    call.advance_ms(30_000)
+    assert call.injections() == []
+    call.send(TurnEnded, speaker=ASSISTANT)
+    assert fired_after_ms(call, call.now_ms) == 10_000
+
+
 @pytest.mark.parametrize(
     ("begin", "end", "fields"),
     [

@@ -94,6 +94,18 @@ def test_times_are_the_conversations_own_at_any_speed(time_scale):
     assert at["rule-2"] == pytest.approx(10_000, abs=time_scale + 1)
 
 
+@pytest.mark.parametrize(
+    ("told", "used"),
+    [(0.0, 1.0), (-3.0, 1.0), (float("nan"), 1.0), (1e-300, 0.01), (1e300, 100.0), (float("inf"), 100.0), (10.0, 10.0)],
+)
+def test_a_speed_that_nobody_can_mean_is_brought_to_one_that_timers_can_follow(told, used):
+    """A call that says it is 1e20 times as fast as life must not make a timer fire without end."""
+    call = call_under(Every(1_000), time_scale=told)
+    call.advance_ms(1_000)
+    assert call.state.time_scale == used
+    assert len(call.log) <= 102
+
+
 def test_silence_fires_once_in_each_silence():
     call = call_under(Silence(12_000))
     call.says("let me think")
