@@ -5,7 +5,8 @@
 The work is the same for all: decode an Avro event of 400 bytes, update the state of its session, emit an Avro
 injection (for 1 event in 50, then for every event), commit every half second. "Committed" means that outputs, state and
 offset are acknowledged by the broker. Each run has fresh topics, filled before its worker starts, and a fresh worker
-process; the rate is taken from the group's committed offsets, from the first commit to the last event.
+process with the same Faust settings (FAUST_SETTINGS, which do stock Faust good too); the rate is taken from the group's
+committed offsets, from the first commit to the last event.
 
 "real decide" is the product's own worker with the demo's rules, on the events that a VoiceEngine publishes about a
 thousand calls: folded audio, edges of speech, messages.

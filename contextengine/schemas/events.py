@@ -8,7 +8,7 @@
     RulesChanged            from here on a partition's events are judged by these rules
 
 All times are milliseconds of Unix time. A conversation event's `at_ms` is its producer's clock; the engine shifts it by
-an offset learned at the session's start.
+an offset learned at the session's start. Events are trees, so the garbage collector need not look at them (`gc=False`).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ ATTACH = "attach"
 HAND_OFF = "hand_off"
 
 
-class ConversationEvent(Struct, frozen=True, kw_only=True):
+class ConversationEvent(Struct, frozen=True, kw_only=True, gc=False):
     """What every event of a conversation carries.
 
     `producer`, `incarnation` and `seq` identify the record: a producer counts its own records of a session from 0, and
@@ -221,7 +221,7 @@ class ErrorOccurred(ConversationEvent, frozen=True, kw_only=True):
     message: str = ""
 
 
-class Tick(Struct, frozen=True, kw_only=True):
+class Tick(Struct, frozen=True, kw_only=True, gc=False):
     """A timer of a session has fired; one that is appended before `due_ms` is ignored and armed again."""
 
     session_id: str
@@ -229,14 +229,14 @@ class Tick(Struct, frozen=True, kw_only=True):
     due_ms: int
 
 
-class AttemptReported(Struct, frozen=True, kw_only=True):
+class AttemptReported(Struct, frozen=True, kw_only=True, gc=False):
     """What became of an attempt; acts only on an attempt that is in flight, and once."""
 
     session_id: str
     verdict: AttemptVerdict
 
 
-class RetryDue(Struct, frozen=True, kw_only=True):
+class RetryDue(Struct, frozen=True, kw_only=True, gc=False):
     """A delay line has held this retry for the line's length; the session knows whether that was enough."""
 
     session_id: str

@@ -26,7 +26,7 @@ class Stage(StrEnum):
     RESTING = "resting"
 
 
-class Line(Struct):
+class Line(Struct, gc=False):
     """Something that was said."""
 
     speaker: str
@@ -34,7 +34,7 @@ class Line(Struct):
     at_ms: int
 
 
-class SeqWindow(Struct):
+class SeqWindow(Struct, gc=False):
     """The last 64 positions of one producer's incarnation: bit n of `seen` stands for `highest - n`."""
 
     highest: int
@@ -80,7 +80,7 @@ class HeldInjection(Struct):
     called_back: str = ""
 
 
-class LiveContext(Struct):
+class LiveContext(Struct, gc=False):
     """What a slot holds in the model's context."""
 
     injection_id: str
@@ -88,7 +88,7 @@ class LiveContext(Struct):
     since_ms: int
 
 
-class RuleMemory(Struct):
+class RuleMemory(Struct, gc=False):
     """What a rule remembers about a session: when it last fired, how often, and a counter of its strategy's own."""
 
     fired: int = 0

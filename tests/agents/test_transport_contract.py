@@ -301,7 +301,10 @@ async def test_aiokafka_knows_positions_by_assignment():
     assert isinstance(state, TopicPartitionState)
     state.seek(7)
     assert state.position == 7
+    assert state.highwater is None
     assert assignment.tps == {tp}
+    assert "self._subscription = SubscriptionState(" in source(aiokafka.AIOKafkaConsumer.__init__)
+    assert "tp_state.highwater = highwater" in source(Fetcher._proc_fetch_request)
 
 
 def test_aiokafka_returns_fetched_records_in_the_step_that_moves_their_positions():
