@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import faust
+from faust.types import TP
 from msgspec import Struct
 
 from contextengine.agents.lag import PartitionLag
@@ -60,12 +61,14 @@ class Worker:
 
     async def take_over(self, partitions: Iterable[int]) -> None:
         """Mark each partition's log, check that it is the one we know, and wait for its timers again."""
-        for number in partitions:
+        events = {number: TP(self.topics.events.name, number) for number in partitions}
+        starts = await self.app.consumer.earliest_offsets(*events.values())
+        for number, tp in events.items():
             generation = int(self.app.consumer_generation_id)
             offset, _ = await self.append(number, PartitionAssigned(worker=self.name, generation=generation))
             async with self.agent.lock(number):
                 partition = self.agent.partition(number)
-                self.agent.check_log(number, offset)
+                self.agent.check_log(number, start=starts[tp], end=offset)
             if self.rule_sets.version > partition.rules_version:
                 await self.append(number, self.rules_changed())
             self.timers.own(number)

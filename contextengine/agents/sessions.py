@@ -117,19 +117,22 @@ class SessionsAgent:
         session = self._table.get(number, session_id.encode())
         return isinstance(session, Session) and session.timers.get(timer) == due_ms
 
-    def check_log(self, number: int, marker_offset: int) -> None:
-        """Raises LogReplaced when the log is not the one that the partition's record was made from."""
+    def check_log(self, number: int, start: int, end: int) -> None:
+        """Raises LogReplaced when the log, from `start` to `end`, does not go on from where the state has come to."""
         partition = self.partition(number)
-        newest = self._rule_sets.log_id
-        if partition.log_id != newest:
-            told = f"log id {newest or 'none'}, the state was made from {partition.log_id or 'none'}"
-        elif marker_offset <= partition.floor:
-            told = f"its end is at {marker_offset}, the state has come to {partition.floor}"
+        log_id, floor = self._rule_sets.log_id, partition.floor
+        if partition.log_id != log_id:
+            made_from = partition.log_id or "none"
+            told = f"its log id is {log_id or 'none'}, the state was made from {made_from}: it was recreated"
+        elif end <= floor:
+            told = f"it ends at {end}, the state has come to {floor}: it was recreated"
+        elif start > floor + 1 and floor >= 0:
+            told = f"it begins at {start}, the state has come to {floor}: what lies between has outlived its retention"
         else:
             return
         raise LogReplaced(
-            f"{self._topics.events.name} partition {number}: {told}. The topic was recreated; to start over with it,"
-            f" delete {self._topics.sessions_changelog.name} too, then `contextengine topics apply`"
+            f"{self._topics.events.name} partition {number}: {told}. To start over with what is there, delete"
+            f" {self._topics.sessions_changelog.name} too, then `contextengine topics apply`"
         )
 
     async def _judge(self, record: ConsumerRecord, partition: Partition) -> None:

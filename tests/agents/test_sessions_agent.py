@@ -1,0 +1,173 @@
+"""The agent of the events topic, without a broker: what it does with each record of a batch."""
+
+from __future__ import annotations
+
+import hashlib
+
+import pytest
+from aiokafka.structs import ConsumerRecord
+
+from contextengine.agents import sessions
+from contextengine.app import build_app
+from contextengine.errors import LogReplaced
+from contextengine.rulefile import parse_rules, rules_hash
+from contextengine.schemas.codec import decode, encode
+from contextengine.schemas.decision import DecisionMade
+from contextengine.schemas.events import MessageCompleted, RulesChanged, SessionStarted, Tick
+from contextengine.schemas.injection import InjectionAttempt
+from contextengine.settings import load
+from contextengine.topics.catalogue import EVENT_BYTES, partition_for
+from contextengine.topics.rulebook import LOG_ID, Entry
+
+RULES = "rules: [{name: greet, when: {keyword: hello}, inject: {information: {name: Ada}}}]"
+OTHER = "rules: [{name: other, when: {keyword: hello}, inject: {information: {name: Eve}}}]"
+KEY = b"s1"
+
+
+class Desk:
+    """An agent whose outputs are kept in a list, and whose rules topic is a dictionary."""
+
+    def __init__(self):
+        settings = load(environ={}, broker="127.0.0.1:9", partitions=4)
+        self.worker = build_app(settings)
+        self.agent = self.worker.agent
+        self.number = partition_for(KEY, 4)
+        self.sent = []
+        self.next_offset = 0
+        self.rulebook = {LOG_ID: Entry(0, b"log-1"), rules_hash(RULES): Entry(1, RULES.encode())}
+        self.agent._outbox.add = self.keep
+        self.worker.rule_sets._read = self.read
+
+    async def read(self):
+        return self.rulebook
+
+    def keep(self, topic, partition, key, value, headers=()):
+        self.sent.append((topic.removeprefix("contextengine."), partition, key, value, dict(headers)))
+
+    def record(self, value, key=KEY, partition=None, headers=()):
+        number = self.number if partition is None else partition
+        offset, self.next_offset = self.next_offset, self.next_offset + 1
+        size = len(value or b"")
+        return ConsumerRecord(
+            "contextengine.events", number, offset, 1_000 + offset, 1, key, value, None, len(key or b""), size, headers
+        )
+
+    async def judge(self, *records):
+        await self.worker.rule_sets.refresh()
+        await self.agent.judge(records[0].partition, records)
+
+    def values(self, topic):
+        return [decode(value) for to, _, _, value, _ in self.sent if to == topic]
+
+    def dead(self):
+        return [(value, headers) for to, _, _, value, headers in self.sent if to == "injections.dead"]
+
+
+@pytest.fixture
+async def desk():
+    return Desk()
+
+
+def event(kind, seq, **fields):
+    return encode(kind(session_id="s1", producer="v", incarnation=1, seq=seq, at_ms=1_000, **fields))
+
+
+def started(seq=0):
+    return event(SessionStarted, seq, provider="p", model="m")
+
+
+def hello(seq):
+    return event(MessageCompleted, seq, speaker="user", text="hello")
+
+
+async def test_a_fired_rule_is_an_attempt_and_an_explanation_in_the_events_own_partition(desk):
+    trace = [("traceparent", b"00-1"), ("foreign", b"x")]
+    await desk.judge(desk.record(started()), desk.record(hello(1), headers=trace))
+    [attempt], [made] = desk.values("injections"), desk.values("decisions")
+    assert (type(attempt), type(made)) == (InjectionAttempt, DecisionMade)
+    assert {(partition, key) for _, partition, key, _, _ in desk.sent} == {(desk.number, KEY)}
+    assert [headers for to, _, _, _, headers in desk.sent if to == "injections"] == [{"traceparent": b"00-1"}]
+
+
+@pytest.mark.parametrize(
+    ("value", "key", "reason"),
+    [
+        (b"garbage", KEY, b"no single-object Avro"),
+        (b"", KEY, b"starts with nothing"),
+        (None, KEY, b"no value"),
+        (started()[:-1], KEY, b"SessionStarted"),
+        (b"\xc3\x01" + b"x" * EVENT_BYTES, KEY, b"at most 262144 are allowed"),
+        (started(), b"s2", b"its key is b's2', its session 's1'"),
+        (started(), None, b"its key is None"),
+    ],
+)
+async def test_bad_input_is_a_dead_letter_with_its_bytes_and_the_partition_goes_on(desk, value, key, reason):
+    bad = {"key": key, "headers": [("traceparent", b"00-1")]}
+    await desk.judge(desk.record(started()), desk.record(value, **bad), desk.record(hello(1)))
+    [(bytes_kept, headers)] = desk.dead()
+    assert hashlib.sha256(bytes_kept or b"").digest() == hashlib.sha256(value or b"").digest()
+    assert reason in headers["cx-message"]
+    assert (headers["cx-stage"], headers["cx-offset"], headers["traceparent"]) == (b"decode", b"1", b"00-1")
+    assert len(desk.values("injections")) == 1
+
+
+async def test_an_event_in_the_wrong_partition_is_a_dead_letter(desk):
+    await desk.judge(desk.record(started(), partition=(desk.number + 1) % 4))
+    [(_, headers)] = desk.dead()
+    assert headers["cx-message"] == f"session 's1' belongs into partition {desk.number}".encode()
+
+
+async def test_a_defect_of_the_engine_sends_the_event_to_the_dead_letters_and_the_partition_goes_on(desk, monkeypatch):
+    def defective(*_):
+        raise ZeroDivisionError("a defect")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(sessions, "decide", defective)
+        await desk.judge(desk.record(hello(0)))
+    [(value, headers)] = desk.dead()
+    assert (value, headers["cx-stage"], headers["cx-class"]) == (hello(0), b"decide", b"ZeroDivisionError")
+    await desk.judge(desk.record(started(1)), desk.record(hello(2)))
+    assert len(desk.values("injections")) == 1
+
+
+async def test_feedback_never_begins_a_session(desk):
+    await desk.judge(desk.record(encode(Tick(session_id="s1", timer="forget", due_ms=0))))
+    assert desk.sent == []
+    assert desk.agent._table.get(desk.number, KEY) is None
+
+
+async def test_records_at_or_below_the_floor_change_nothing(desk):
+    first = [desk.record(started()), desk.record(hello(1))]
+    await desk.judge(*first)
+    sent = list(desk.sent)
+    await desk.judge(*first)
+    assert desk.sent == sent
+
+
+async def test_a_partition_is_born_with_the_newest_rules_and_changes_them_at_an_exact_record(desk):
+    desk.rulebook[rules_hash(OTHER)] = Entry(2, OTHER.encode())
+    await desk.judge(desk.record(started()), desk.record(hello(1)))
+    older = encode(RulesChanged(version=1, rules_hash=rules_hash(RULES)))
+    newer = encode(RulesChanged(version=3, rules_hash=rules_hash(RULES)))
+    await desk.judge(desk.record(older, key=None), desk.record(hello(2)))
+    await desk.judge(desk.record(newer, key=None), desk.record(hello(3)))
+    assert [attempt.injection.rule for attempt in desk.values("injections")] == ["other", "greet"]
+    assert parse_rules(RULES, "rules").rules_hash == desk.agent.partition(desk.number).rules_hash
+
+
+@pytest.mark.parametrize(
+    ("log_id", "start", "end", "told"),
+    [
+        ("log-2", 0, 9, "its log id is log-2, the state was made from log-1: it was recreated"),
+        ("log-1", 0, 1, "it ends at 1, the state has come to 1: it was recreated"),
+        ("log-1", 5, 9, "it begins at 5, the state has come to 1: what lies between has outlived its retention"),
+    ],
+)
+async def test_a_log_that_does_not_go_on_from_the_state_stops_the_worker_by_name(desk, log_id, start, end, told):
+    await desk.judge(desk.record(started()), desk.record(hello(1)))
+    desk.agent.check_log(desk.number, start=2, end=2)
+    desk.rulebook[LOG_ID] = Entry(9, log_id.encode())
+    await desk.worker.rule_sets.refresh()
+    with pytest.raises(LogReplaced) as stopped:
+        desk.agent.check_log(desk.number, start=start, end=end)
+    assert told in str(stopped.value)
