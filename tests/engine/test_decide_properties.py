@@ -234,6 +234,22 @@ def test_whatever_an_event_says_it_is_judged_and_what_follows_can_be_written(sta
             assert decode(encode(record)) == record
 
 
+def test_the_digest_chains_every_decision_that_came_to_something():
+    """Two conversations that once were decided differently never have the same digest again."""
+    call = Call(RULES)
+    assert call.digest == ""
+    digests = []
+    for _ in range(3):
+        call.says("help")
+        digests.append(call.digest)
+    assert len(set(digests)) == 3
+    assert digests == [made.digest for made in call.explanations() if made.event == "MessageCompleted"]
+    other = Call(RULES, facts={"goal": "a table"})
+    for text in ("help", "I'm so stressed about my startup", "help"):
+        other.says(text)
+    assert other.digest not in digests
+
+
 @pytest.mark.parametrize("seed", ["0", "1"])
 def test_another_process_with_another_hash_seed_comes_to_the_same_digest(seed):
     """Sets and dicts have their own order in every process; no decision may depend on it."""

@@ -143,6 +143,17 @@ def test_when_its_moment_comes_in_the_same_instant_as_the_end_of_its_life_it_is_
     assert moments(call) == []
 
 
+def test_a_moment_that_an_event_brings_after_the_end_of_its_life_is_too_late_even_if_no_tick_has_come(call_placing):
+    """The worker was busy: the turn ends before the tick of the deadline is there."""
+    call = call_placing("place: turn_boundary, ttl: 2 s")
+    call.send(TurnStarted, speaker="user")
+    call.send(MessageCompleted, speaker="user", text="go")
+    call.now_ms += 2_000
+    call.send(TurnEnded, speaker="user")
+    assert call.outcomes() == [Outcome.EXPIRED]
+    assert moments(call) == []
+
+
 def test_quiet_and_fallback_are_the_conversations_own_time(call_placing):
     call = call_placing("place: silence, quiet: 5 s", time_scale=10.0)
     call.says("go")

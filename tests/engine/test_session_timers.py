@@ -81,6 +81,7 @@ def test_a_tick_of_a_timer_that_was_set_anew_meanwhile_is_stale_and_ignored(call
 def test_a_tick_of_a_timer_that_is_not_set_any_more_is_ignored(call):
     stale = tick(call, "rule:idle")
     call.send(UserMuted)
+    assert "rule:idle" not in call.state.timers
     call.now_ms = stale.due_ms
     assert call.append(stale).explanation is None
     assert call.injections() == []
@@ -116,6 +117,23 @@ def test_only_what_may_happen_without_an_event_is_on_a_timer(call):
     assert call.state.timers[f"injection:{waiting}"] == call.now_ms + 2_000
     call.advance_ms(2_050)
     assert set(call.state.timers) == {FORGET_TIMER, "rule:minute", "rule:idle"}
+
+
+def test_before_its_start_a_session_has_no_timer_but_the_one_to_forget_it(call_with):
+    """Its rules count from a start that nobody has told yet."""
+    call = call_with(TIMED, started=False)
+    call.says("well")
+    assert set(call.state.timers) == {FORGET_TIMER}
+    call.send(SessionStarted, provider="p", model="m")
+    assert "rule:minute" in call.state.timers
+
+
+def test_the_timer_to_forget_a_session_is_not_set_anew_with_every_event(call):
+    """It finds out by itself that the session has gone on."""
+    for _ in range(10):
+        call.says("well")
+    set_anew = [timer for decision in call.decisions for timer, _ in decision.timers if timer == FORGET_TIMER]
+    assert len(set_anew) == 1
 
 
 def test_a_decision_tells_every_timer_that_it_set(call):

@@ -241,6 +241,16 @@ def test_a_rule_that_is_added_during_a_call_fires_for_what_has_been_reached_alre
     assert fired(call) == [{"elapsed": "10.0 min"}]
 
 
+def test_a_session_remembers_how_often_and_when_last_a_rule_fired_and_nothing_of_those_that_did_not():
+    call = call_under(Keyword(("table",)), Keyword(("chair",)), EveryMessages(1_000))
+    call.says("a table")
+    call.says("a table")
+    last_said_ms = call.now_ms
+    call.says("no chairs")
+    [(name, memory)] = call.state.rules.items()
+    assert (name, memory.fired, memory.last_fired_ms) == ("rule-0", 2, last_said_ms)
+
+
 def test_a_thousand_rules_are_not_asked_about_a_message_that_names_none_of_their_words():
     """A rule that is asked would be remembered: the session's memory shows who was."""
     asked = []
