@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import faust
+from aiokafka import AIOKafkaProducer
 from faust.types import TP
 from msgspec import Struct
 
@@ -179,12 +180,19 @@ async def run_worker(settings: Settings, rules_text: str | None, stop: asyncio.E
         )
 
 
-async def publish_rules(settings: Settings, text: str) -> int:
-    """Store a rule set, unless it is the newest already; its version. RulesInvalid when it is none."""
+async def publish_rules(settings: Settings, text: str) -> None:
+    """Put a rule set in force in every partition. RulesInvalid when it is none.
+
+    It is stored unless it is the newest already, and broadcast in any case: whoever was interrupted between the two is
+    finished by the next one, and a partition that knows it ignores it.
+    """
     parse_rules(text, "rules")
     name = rules_hash(text)
     entries = await rulebook.read(settings)
-    newest = max((entry.offset for key, entry in entries.items() if key != rulebook.LOG_ID), default=-1)
-    if name in entries and entries[name].offset == newest:
-        return newest
-    return await rulebook.append(settings, name, text.encode())
+    version = max((entry.offset for key, entry in entries.items() if key != rulebook.LOG_ID), default=-1)
+    if name not in entries or entries[name].offset != version:
+        version = await rulebook.append(settings, name, text.encode())
+    changed = encode(RulesChanged(version=version, rules_hash=name))
+    async with AIOKafkaProducer(**settings.kafka_producer()) as producer:
+        for number in range(settings.partitions):
+            await producer.send_and_wait(catalogue(settings).events.name, changed, partition=number)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from contextlib import suppress
 from time import perf_counter
 from typing import Any
 
@@ -18,11 +19,11 @@ from contextengine.agents.lag import PartitionLag
 from contextengine.agents.outbox import Outbox
 from contextengine.agents.rule_sets import RuleSets
 from contextengine.agents.timers import Timers
-from contextengine.delivery.dead_letter import Failures, Origin, Stage, headers
+from contextengine.delivery.dead_letter import Failures, Origin, Stage, forms, headers
 from contextengine.engine.decide import decide
 from contextengine.engine.decision import Decision
 from contextengine.engine.partition import follow
-from contextengine.errors import LogReplaced, UndecodableRecord
+from contextengine.errors import LogReplaced, RecordRefused, UndecodableRecord
 from contextengine.monitoring.metrics import DEAD_LETTERS, DECIDE_SECONDS, EVENTS, INJECTIONS, SUPPRESSED
 from contextengine.schemas.codec import decode, encode
 from contextengine.schemas.events import (
@@ -226,7 +227,10 @@ class SessionsAgent:
     def _bury(self, record: ConsumerRecord, stage: Stage, error: Exception) -> None:
         """A dead letter with the record's bytes unchanged; the partition goes on."""
         told = headers(stage, type(error).__name__, str(error), self._origin(record), carried=record.headers)
-        self._outbox.add(self._topics.dead.name, record.partition, record.key, record.value, told)
+        for kept, how in forms(record.value):
+            with suppress(RecordRefused):
+                self._outbox.add(self._topics.dead.name, record.partition, record.key, kept, told + how)
+                break
         DEAD_LETTERS.labels(stage).inc()
         log.warning("dead letter: %s partition %d offset %d: %s", record.topic, record.partition, record.offset, error)
 

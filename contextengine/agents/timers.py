@@ -38,6 +38,7 @@ class Timers:
         self._due: dict[int, list[tuple[int, str, str]]] = {}
         self._clock = BrokerClock(time.time() * 1_000, time.monotonic() * 1_000)
         self._moved = asyncio.Event()
+        self._publishing: set[asyncio.Task[None]] = set()
 
     def own(self, partition: int) -> None:
         """Wait for this partition's timers from now on."""
@@ -61,22 +62,26 @@ class Timers:
             self._moved.set()
 
     async def run(self) -> None:
-        """Publish a Tick for each timer when it is due, until cancelled."""
-        while True:
-            self._moved.clear()
-            now_ms = self._clock.now_ms(time.monotonic() * 1_000) - MARGIN_MS
-            ticks = [
-                self._tick(partition, session_id, timer, due_ms)
-                for partition, due in list(self._due.items())
-                for due_ms, session_id, timer in _take(due, now_ms)
-                if self._is_armed(partition, session_id, timer, due_ms)
-            ]
-            if ticks:
-                await asyncio.gather(*ticks)
-                continue
-            nearest_ms = min((due[0][0] for due in self._due.values() if due), default=now_ms + 60_000)
-            with suppress(TimeoutError):
-                await asyncio.wait_for(self._moved.wait(), max(1, nearest_ms - now_ms) / 1_000)
+        """Publish a Tick for each timer when it is due, until cancelled. No Tick waits for another."""
+        try:
+            while True:
+                await self._publish_due()
+        finally:
+            for publishing in self._publishing:
+                publishing.cancel()
+
+    async def _publish_due(self) -> None:
+        self._moved.clear()
+        now_ms = self._clock.now_ms(time.monotonic() * 1_000) - MARGIN_MS
+        for partition, due in list(self._due.items()):
+            for due_ms, session_id, timer in _take(due, now_ms):
+                if self._is_armed(partition, session_id, timer, due_ms):
+                    publishing = asyncio.create_task(self._tick(partition, session_id, timer, due_ms))
+                    self._publishing.add(publishing)
+                    publishing.add_done_callback(self._publishing.discard)
+        nearest_ms = min((due[0][0] for due in self._due.values() if due), default=now_ms + 60_000)
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._moved.wait(), max(1, nearest_ms - now_ms) / 1_000)
 
     async def _tick(self, partition: int, session_id: str, timer: str, due_ms: int) -> None:
         try:

@@ -1,6 +1,7 @@
 """What a dead letter says beside its bytes: where the record comes from, what went wrong, what it was about.
 
-The value of a dead letter is the record's value, byte for byte. Everything else is in these headers, as UTF-8 text:
+The value of a dead letter is the record's value, byte for byte; one that is too large for the topic (it came
+compressed) is kept as gzip, or, if that does not help, cut. Everything else is in these headers, as UTF-8 text:
 
     cx-stage            decode, decide, render or deliver: what could not be done
     cx-class            the error's class
@@ -12,6 +13,7 @@ The value of a dead letter is the record's value, byte for byte. Everything else
     cx-group            the consumer group that could not go on with it, and
     cx-worker           the process
     cx-redrives         how often it was sent back from the dead letters
+    cx-encoding         gzip, or cut with cx-size and cx-sha256 of the whole, where the value is not the record's own
 
     of an injection also
     cx-injection-id, cx-position, cx-criticality, cx-strategy
@@ -21,17 +23,20 @@ The value of a dead letter is the record's value, byte for byte. Everything else
 
 from __future__ import annotations
 
+import gzip
+import hashlib
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     from contextengine.schemas.injection import Injection
 
 PREFIX: Final = "cx-"
 MESSAGE_BYTES: Final = 1_024
+CUT_BYTES: Final = 256 * 1_024
 CARRIED_BYTES: Final = 8 * 1_024
 """How much of the record's own headers (the names and values of others, `traceparent`) goes along."""
 
@@ -107,6 +112,15 @@ def headers(
         }
     ours = [(PREFIX + name, str(value).encode()) for name, value in told.items()]
     return ours + _within(CARRIED_BYTES, carried)
+
+
+def forms(value: bytes | None) -> Iterator[tuple[bytes | None, list[tuple[str, bytes]]]]:
+    """What to try to keep of a value, each with its headers, the whole first: a topic takes only so much."""
+    yield value, []
+    if value is not None:
+        yield gzip.compress(value, mtime=0), [("cx-encoding", b"gzip")]
+        told = {"cx-encoding": "cut", "cx-size": str(len(value)), "cx-sha256": hashlib.sha256(value).hexdigest()}
+        yield value[:CUT_BYTES], [(name, text.encode()) for name, text in told.items()]
 
 
 def _within(budget: int, carried: Iterable[tuple[str, bytes]]) -> list[tuple[str, bytes]]:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
+import random
+from unittest.mock import AsyncMock
 
 import pytest
 from aiokafka.structs import ConsumerRecord
@@ -109,6 +112,25 @@ async def test_bad_input_is_a_dead_letter_with_its_bytes_and_the_partition_goes_
     assert reason in headers["cx-message"]
     assert (headers["cx-stage"], headers["cx-offset"], headers["traceparent"]) == (b"decode", b"1", b"00-1")
     assert len(desk.values("injections")) == 1
+
+
+@pytest.mark.parametrize(("kind", "encoding"), [("folds", b"gzip"), ("does not fold", b"cut")])
+async def test_what_is_too_large_for_the_dead_letters_is_kept_folded_or_cut_and_stops_nothing(desk, kind, encoding):
+    """It came compressed, so it was small enough for the events topic; a worker that could not bury it would loop."""
+    value = b"x" * 2_000_000 if kind == "folds" else random.Random(1).randbytes(2_000_000)  # noqa: S311
+    del desk.agent._outbox.add  # the real one, which knows the topics' limits
+    await desk.worker.rule_sets.refresh()
+    desk.agent._outbox.send = noted = AsyncMock()
+    await desk.judge(desk.record(value))
+    noted.assert_awaited()
+    [output] = desk.agent._outbox._unsent[desk.number].outputs["contextengine.injections.dead", desk.number]
+    headers = dict(output.headers)
+    assert headers["cx-encoding"] == encoding
+    if encoding == b"gzip":
+        assert gzip.decompress(output.value) == value
+    else:
+        assert headers["cx-sha256"].decode() == hashlib.sha256(value).hexdigest()
+        assert value.startswith(output.value)
 
 
 async def test_an_event_in_the_wrong_partition_is_a_dead_letter(desk):

@@ -1,0 +1,84 @@
+"""The worker's process: rules put in force, and a whole conversation through a worker in this process."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+
+import pytest
+from broker_log import read, read_raw, until, write
+
+from contextengine.app import build_app, publish_rules, run_worker
+from contextengine.errors import ConfigurationError, RulesInvalid
+from contextengine.schemas.codec import decode
+from contextengine.schemas.events import MessageCompleted, RulesChanged, SessionStarted
+from contextengine.schemas.injection import InjectionAttempt
+from contextengine.topics import admin
+from contextengine.topics.catalogue import catalogue
+
+GREET = "rules: [{name: greet, when: {keyword: hello}, inject: {information: {name: Ada}}}]"
+OTHER = "rules: [{name: other, when: {keyword: hello}, inject: {information: {name: Eve}}}]"
+
+
+async def changes(settings):
+    """The changes of rules in each partition of the log, as versions."""
+    found = {number: [] for number in range(settings.partitions)}
+    for record in await read_raw(settings, catalogue(settings).events):
+        event = decode(record.value)
+        if isinstance(event, RulesChanged):
+            found[record.partition].append(event.version)
+    return found
+
+
+async def test_rules_are_stored_once_and_broadcast_to_every_partition_under_a_growing_version(settings):
+    await admin.apply(settings, uuid.uuid4().hex)
+    for text in (GREET, GREET, OTHER, GREET):
+        await publish_rules(settings, text)
+    [versions, *others] = (await changes(settings)).values()
+    assert others == [versions] * (settings.partitions - 1)
+    first, again, other, back = versions
+    assert first == again < other < back
+
+
+async def test_rules_with_a_mistake_change_nothing(settings):
+    await admin.apply(settings, uuid.uuid4().hex)
+    with pytest.raises(RulesInvalid):
+        await publish_rules(settings, "rules: [{name: nothing}]")
+    assert set(map(tuple, (await changes(settings)).values())) == {()}
+
+
+async def test_a_worker_does_not_start_without_its_topics(settings):
+    with pytest.raises(ConfigurationError, match="contextengine topics apply"):
+        await run_worker(settings, GREET, asyncio.Event(), build_app(settings))
+
+
+async def test_new_rules_reach_the_partitions_of_a_worker_that_has_never_seen_them(settings):
+    """Another worker, or nobody's, puts them in force: the owner reads them from the rules topic."""
+    await admin.apply(settings, uuid.uuid4().hex)
+    stop, worker = asyncio.Event(), build_app(settings)
+    running = asyncio.create_task(run_worker(settings, GREET, stop, worker))
+    await until(lambda: worker.health.ready()["ready"] or running.done())
+
+    def event(kind, seq, **fields):
+        return kind(session_id="s1", producer="v", incarnation=1, seq=seq, at_ms=0, **fields)
+
+    async def fired():
+        return [
+            record.injection.rule
+            for record in await read(settings, catalogue(settings).injections)
+            if isinstance(record, InjectionAttempt)
+        ]
+
+    events = catalogue(settings).events
+    await write(settings, events, event(SessionStarted, 0, provider="p", model="m"))
+    await write(settings, events, event(MessageCompleted, 1, speaker="user", text="hello"))
+    await until(fired)
+    await publish_rules(settings, OTHER)
+    await write(settings, events, event(MessageCompleted, 2, speaker="user", text="hello"))
+
+    async def both():
+        return await fired() == ["greet", "other"]
+
+    await until(both)
+    stop.set()
+    await running
