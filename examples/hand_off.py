@@ -19,7 +19,7 @@ async def main(broker: str | None = None) -> None:
         await injections.watch("chat-7")  # before SessionStarted, so that nothing is missed
         chat = publisher.session("chat-7")
         chat.publish(SessionStarted, provider="local", model="my-model", route=HAND_OFF, modality="text")
-        chat.publish(MessageCompleted, speaker="user", text="Can I get a refund?")
+        chat.publish(MessageCompleted, speaker="user", text="I need a hotel for two nights")
         chat.publish(TurnEnded, speaker="user", known_ms=0)
         async for attempt in injections:
             print(attempt.injection.context.render())  # put this into your model's next request

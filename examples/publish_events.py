@@ -16,7 +16,7 @@ async def main(broker: str | None = None) -> None:
         session = publisher.session("call-42")
         session.publish(SessionStarted, provider="openai_realtime", model="gpt-realtime", call_id="rtc_42")
         session.publish(TurnStarted, speaker="user", known_ms=0)  # publish() returns at once, whatever the broker does
-        session.publish(MessageCompleted, speaker="user", text="Can I get a refund?")
+        session.publish(MessageCompleted, speaker="user", text="I need a hotel for two nights")
         session.publish(TurnEnded, speaker="user", known_ms=0)
         session.publish(SessionEnded, reason="hangup")
 

@@ -40,7 +40,7 @@ def check(file: File, as_json: AsJson = False) -> None:
     if as_json:
         write_json({"hash": rules.rules_hash, "rules": [_told(rule) for rule in rules.rules]})
         return
-    typer.echo(f"{file}: {len(rules.rules)} rules, hash {rules.rules_hash}")
+    typer.echo(f"{file}: {len(rules.rules)} rule{'s' if len(rules.rules) != 1 else ''}, hash {rules.rules_hash}")
     for told in map(_told, rules.rules):
         shadow = "  (on trial: injects nothing)" if told["shadow"] else ""
         typer.echo(f"  {told['name']:32} {told['when']:24} {told['criticality']:10} {told['place']}{shadow}")

@@ -6,7 +6,7 @@ import pytest
 
 from contextengine.engine.builders import Text
 from contextengine.engine.rules import Rule, RuleSet
-from contextengine.engine.strategies.temporal import EveryMessages
+from contextengine.engine.strategies.temporal import Every, EveryMessages
 from contextengine.schemas.context import Trust
 from contextengine.schemas.events import ASSISTANT, EmotionShifted, MessageCompleted
 from contextengine.schemas.injection import Outcome
@@ -102,6 +102,21 @@ def test_a_strategy_that_raises_is_an_explained_suppression_and_the_other_rules_
     [suppression] = call.suppressed()
     assert (suppression.rule, suppression.filter, suppression.reason) == ("broken", "rule", "KeyError: 'intensity'")
     assert told(call) == ["{'score': '0.7'}", "{'messages': '1'}"], "evidence is text, whatever a strategy makes of it"
+
+
+def test_a_strategy_that_raises_when_it_is_asked_for_its_time_is_explained_and_the_others_keep_their_timers():
+    class Broken(Every):
+        def due_ms(self, session, memory):  # noqa: ARG002
+            raise ZeroDivisionError("period")
+
+    build = Text(information={"told": "{{ evidence.elapsed }}"})
+    rules = (Rule(name="broken", when=Broken(1_000), build=build), Rule(name="sound", when=Every(60_000), build=build))
+    call = Call(RuleSet(rules))
+    assert {(held.rule, held.filter, held.reason) for held in call.suppressed()} == {
+        ("broken", "rule", "ZeroDivisionError: period")
+    }
+    call.advance_ms(60_000)
+    assert told(call) == ["60 s"]
 
 
 @pytest.mark.parametrize(

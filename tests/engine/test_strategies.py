@@ -161,6 +161,7 @@ def test_emotion_is_read_from_words_and_taken_from_the_voice_engines_own_detecto
     call.says("this is outrageous, I'm furious and angry")
     call.says("I'm not angry at all")
     call.says("I'm happy")
+    call.says("I'm angry too", speaker=ASSISTANT)
     call.send(EmotionShifted, speaker="user", emotion="anger", intensity=0.8)
     call.send(EmotionShifted, speaker=ASSISTANT, emotion="anger")
     call.send(EmotionShifted, speaker="user", emotion="joy")
@@ -229,6 +230,23 @@ def test_a_rule_that_no_longer_waits_for_a_timer_does_not_fire_on_the_one_it_lef
     assert fired(call) == []
     call.says("two")
     assert fired(call) == [{"messages": "2"}]
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "due_ms"),
+    [
+        (ConversationReaches(MINUTE_MS), ConversationReaches(3 * MINUTE_MS), 3 * MINUTE_MS),
+        (Silence(MINUTE_MS), Silence(3 * MINUTE_MS), 3 * MINUTE_MS),
+        (Every(MINUTE_MS), Every(3 * MINUTE_MS), 3 * MINUTE_MS),
+    ],
+)
+def test_a_rule_whose_time_is_put_off_does_not_fire_on_the_timer_from_before(before, after, due_ms):
+    call = call_under(before)
+    call.change_rules(RuleSet((Rule(name="rule-0", when=after, build=Text(information={"n": "0"})),), "changed"))
+    call.advance_ms(due_ms - 1)
+    assert fired(call) == []
+    call.advance_ms(1)
+    assert len(fired(call)) == 1
 
 
 def test_a_rule_that_is_added_during_a_call_fires_for_what_has_been_reached_already():
