@@ -2,7 +2,7 @@
 
 The filters are asked in this order, and the first that refuses says why:
 
-    route        the session has not told where contexts go, or has ended
+    route        the session has not told where contexts go in a way that we know, or has ended
     ttl          the context's life was over before it was decided
     size         more than 32 KiB of text
     slot         the same event has put a context of higher priority into the slot
@@ -20,6 +20,7 @@ from contextengine.engine import clock
 from contextengine.engine.candidate import Candidate, content_hash
 from contextengine.schemas.context import Criticality
 from contextengine.schemas.decision import Suppression
+from contextengine.schemas.events import ATTACH, HAND_OFF
 from contextengine.schemas.session import Session
 
 INJECTION_BYTES: Final = 32 * 1024
@@ -44,6 +45,8 @@ def _route(candidate: Candidate, session: Session, now_ms: int) -> str | None:  
         return "the session has ended"
     if session.started_ms is None:
         return "the session has not started: no SessionStarted has said where its contexts go"
+    if session.route not in (ATTACH, HAND_OFF):
+        return f"nobody delivers by route {session.route!r}; known: {ATTACH}, {HAND_OFF}"
     return None
 
 

@@ -191,3 +191,10 @@ def test_every_firing_ends_in_an_acceptance_or_an_explained_suppression(call_wit
     for made in call.explanations():
         assert len(made.fired) == len(made.accepted) + len(made.suppressed)
     assert sum(len(made.fired) for made in call.explanations()) == 5
+
+
+def test_a_route_that_nobody_delivers_by_holds_contexts_back(call_with):
+    call = call_with(GREETING, route="carrier_pigeon")
+    call.says("hello")
+    name, reason = held_back(call)
+    assert (name, "'carrier_pigeon'" in reason) == ("route", True)
