@@ -207,6 +207,10 @@ rules:
         ("ttl: 0 s", "ttl and timeout must be at least 1 ms"),
         ("timeout: 0 ms", "ttl and timeout must be at least 1 ms"),
         ("on_failure: {max_attempts: 0}", "max_attempts must be at least 1"),
+        (
+            "on_failure: {max_attempts: 3, delay: 1 s}",
+            "strategy skip makes one attempt; for more, on_failure must say `strategy: retry_async`",
+        ),
     ],
 )
 def test_a_rule_that_could_never_inject_is_refused(keys, problem):

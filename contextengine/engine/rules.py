@@ -64,6 +64,8 @@ class Rule:
             raise ValueError("ttl and timeout must be at least 1 ms")
         if self.failure_policy.max_attempts < 1:
             raise ValueError("max_attempts must be at least 1")
+        if self.failure_policy.strategy is FailureStrategy.SKIP and self.failure_policy.max_attempts > 1:
+            raise ValueError("strategy skip makes one attempt; for more, on_failure must say `strategy: retry_async`")
 
     @property
     def slot(self) -> str:
