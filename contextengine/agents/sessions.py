@@ -41,6 +41,13 @@ from contextengine.topics.catalogue import EVENT_BYTES, KEY_BYTES, Catalogue, pa
 log = logging.getLogger(__name__)
 
 TRACE = "traceparent"
+SMALL_BYTES = 1_024
+IDENTITY_CHARACTERS = 256
+IDENTITIES = (
+    *("producer", "channel", "speaker", "emotion"),
+    *("provider", "model", "route", "call_id", "user_id", "modality"),
+)
+"""What a session's state and its outputs repeat, and so must be short; a small event cannot hold much of it."""
 _SESSION_EVENTS = (ConversationEvent, Tick, AttemptReported, RetryDue)
 
 
@@ -176,6 +183,8 @@ class SessionsAgent:
             raise UndecodableRecord(f"its key is {record.key!r}, its session {event.session_id!r}")
         if len(key) > KEY_BYTES:
             raise UndecodableRecord(f"a session id of {len(key)} bytes, at most {KEY_BYTES} are allowed")
+        if len(value) > SMALL_BYTES:
+            _check_identities(event)
         belongs = partition_for(key, self._topics.events.partitions)
         if belongs != record.partition:
             raise UndecodableRecord(f"session {event.session_id!r} belongs into partition {belongs}")
@@ -238,3 +247,10 @@ class SessionsAgent:
         return Origin(
             record.topic, record.partition, record.offset, record.timestamp, group=self._group, worker=self._worker
         )
+
+
+def _check_identities(event: Any) -> None:
+    """Raises UndecodableRecord when a field is too long that the session's state and its outputs repeat."""
+    for name in IDENTITIES:
+        if len(getattr(event, name, None) or "") > IDENTITY_CHARACTERS:
+            raise UndecodableRecord(f"{name} is longer than {IDENTITY_CHARACTERS} characters")

@@ -126,7 +126,7 @@ def forms(value: bytes | None) -> Iterator[tuple[bytes | None, list[tuple[str, b
 def _within(budget: int, carried: Iterable[tuple[str, bytes]]) -> list[tuple[str, bytes]]:
     kept = []
     for name, value in carried:
-        budget -= len(name) + len(value)
+        budget -= len(name) + len(value or b"")  # Kafka has headers without a value
         if not name.startswith(PREFIX) and budget >= 0:
             kept.append((name, value))
     return kept

@@ -25,6 +25,7 @@ QUOTING_NAMES: Final = frozenset({"said", "history"})
 TEMPLATE_NAMES: Final = QUOTING_NAMES | {"session", "facts", "evidence"}
 
 _jinja = ImmutableSandboxedEnvironment(undefined=jinja2.StrictUndefined, autoescape=False)
+del _jinja.filters["random"]  # the same moment must always give the same text
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,6 +38,7 @@ from contextengine.schemas.session import Partition, RuleMemory, Session
 
 SHOWN_CHARACTERS: Final = 2_000
 """How much of a context an explanation shows."""
+EVIDENCE_CHARACTERS: Final = 500
 FORGET_TIMER: Final = "forget"
 FORGET_AFTER_MS: Final = 3_600_000
 """An ended session is kept for so long, for reports and duplicates that come late."""
@@ -153,13 +154,17 @@ def _evidence(rule: Rule, moment: Moment) -> Evidence | None:
         memory.last_fired_ms = moment.now_ms
     if evidence is not None or memory.counter:
         moment.session.rules[rule.name] = memory
-    return None if evidence is None else {name: str(seen) for name, seen in evidence.items()}
+    if evidence is None:
+        return None
+    shown = {name[:SHOWN_CHARACTERS]: str(seen)[:EVIDENCE_CHARACTERS] for name, seen in evidence.items()}
+    "".join(shown.values()).encode()  # half a character could not be written to any topic
+    return shown
 
 
 def _failure(rule: Rule, error: Exception) -> Suppression:
     if isinstance(error, TemplateFailed):
-        return Suppression(rule=rule.name, filter="template", reason=str(error))
-    return Suppression(rule=rule.name, filter="rule", reason=f"{type(error).__name__}: {error}")
+        return Suppression(rule=rule.name, filter="template", reason=str(error)[:SHOWN_CHARACTERS])
+    return Suppression(rule=rule.name, filter="rule", reason=f"{type(error).__name__}: {error}"[:SHOWN_CHARACTERS])
 
 
 def _arm(session: Session, rules: RuleSet, decision: Decision) -> None:

@@ -78,7 +78,7 @@ def _duplicate(candidate: Candidate, session: Session, now_ms: int) -> str | Non
             return f"the same content went in {ago_s} s ago; cool-down {candidate.rule.cooldown_ms // 1_000} s"
     for held in session.held.values():
         context = held.injection.context
-        if context.metadata.key == candidate.slot and content_hash(context) == content:
+        if not held.called_back and context.metadata.key == candidate.slot and content_hash(context) == content:
             return f"the same content is on its way ({held.stage.value})"
     return None
 

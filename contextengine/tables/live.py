@@ -209,9 +209,9 @@ class LiveTable(Generic[S]):
     def snapshot(self, partition: int, generation: int) -> Snapshot[S]:
         """Take what has changed since the last one. RecordRefused when a state is too large for the changelog."""
         of = self._of(partition)
+        unchanged = self._unchanged_records(partition, of)
         changed, of.changed = of.changed, {}
-        records = [self._record(key, entry, generation) for key, entry in changed.items()]
-        records += self._unchanged_records(partition, of)
+        records = [self._record(key, entry, generation) for key, entry in changed.items()] + unchanged
         own_key = partition_key(partition)
         own = [record for record in records if record.key == own_key]
         return Snapshot(partition, [r for r in records if r.key != own_key], own[0] if own else None, changed)

@@ -133,6 +133,29 @@ async def test_what_is_too_large_for_the_dead_letters_is_kept_folded_or_cut_and_
         assert value.startswith(output.value)
 
 
+async def test_a_header_without_a_value_stops_nothing(desk):
+    await desk.judge(desk.record(b"garbage", headers=[("app", None)]))
+    [(value, headers)] = desk.dead()
+    assert (value, headers["app"]) == (b"garbage", None)
+
+
+async def test_an_identity_that_no_state_could_hold_is_a_dead_letter(desk):
+    long = event(MessageCompleted, 1, speaker="x" * 60_000, text="hello")
+    await desk.judge(desk.record(started()), desk.record(long))
+    [(_, headers)] = desk.dead()
+    assert headers["cx-message"] == b"speaker is longer than 256 characters"
+
+
+async def test_a_long_message_of_feelings_is_explained_in_a_record_that_fits(desk):
+    rules = "rules: [{name: sad, when: {emotion: sadness}, inject: {strategy: {tone: kind}}}]"
+    desk.rulebook[rules_hash(rules)] = Entry(9, rules.encode())
+    await desk.judge(
+        desk.record(started()), desk.record(event(MessageCompleted, 1, speaker="user", text="sad " * 60_000))
+    )
+    [made] = desk.values("decisions")
+    assert len(encode(made)) < 5_000
+
+
 async def test_an_event_in_the_wrong_partition_is_a_dead_letter(desk):
     await desk.judge(desk.record(started(), partition=(desk.number + 1) % 4))
     [(_, headers)] = desk.dead()
