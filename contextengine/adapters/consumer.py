@@ -219,6 +219,8 @@ class DeliveryConsumer:
             await self._attempts.add_verdict(verdict, partition.number, trace)
             partition.known.add(verdict)
             ATTEMPTS.labels(verdict.verdict).inc()
+            if verdict.verdict not in (Verdict.DELIVERED, Verdict.CANCELLED):
+                _complain(attempt, verdict)
             if verdict.verdict is Verdict.DELIVERED:
                 EVENT_TO_DELIVERY_SECONDS.observe(max(0, verdict.answered_ms - attempt.injection.trigger_ms) / 1000)
         await self._attempts.report(verdict, partition.number, trace)
@@ -251,3 +253,18 @@ class DeliveryConsumer:
                 attempt, Verdict.FAILED, error_class=type(bug).__name__, message=str(bug), sent_ms=sent_ms
             )
         return self._attempts.in_broker_time(verdict)
+
+
+def _complain(attempt: InjectionAttempt, verdict: AttemptVerdict) -> None:
+    """Say in the log that an attempt came to nothing, and why; what the context says stays out of it."""
+    injection = attempt.injection
+    log.warning(
+        "session %s, rule %s, attempt %d of %d at %s: %s%s",
+        attempt.session_id,
+        injection.rule,
+        attempt.attempt,
+        injection.policy.max_attempts,
+        attempt.destination.provider,
+        verdict.verdict.value,
+        "".join(f": {told}" for told in (verdict.error_class, verdict.message) if told),
+    )

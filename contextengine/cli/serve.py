@@ -84,12 +84,17 @@ def broker(
 
 async def _broker(port: int) -> None:
     from contextengine.broker import EmbeddedBroker  # noqa: PLC0415  help needs none
+    from contextengine.errors import BrokerUnavailable  # noqa: PLC0415
 
     stop = stop_on_signals()
     with EmbeddedBroker(port) as running:
         typer.echo("Have the other commands use it, and stop it with Ctrl-C:")
         typer.echo(f"  export CONTEXTENGINE_BROKER={running.bootstrap} CONTEXTENGINE_EMBEDDED=true")
-        await stop.wait()
+        while not stop.is_set():
+            if not running.running:
+                raise BrokerUnavailable("the embedded broker has ended, and what it held is gone; start it again")
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(stop.wait(), 0.5)
 
 
 async def _worker(settings: Settings, rules_text: str | None) -> None:
