@@ -38,6 +38,7 @@ from contextengine.topics.catalogue import SESSIONS_TABLE, Catalogue, catalogue
 log = logging.getLogger(__name__)
 
 PARTITIONS_OWNED = "partitions owned and restored"
+BROKER_ANSWERS = "the broker answers"
 
 
 class StateAsJson:
@@ -83,6 +84,16 @@ class Worker:
         for number in partitions:
             self.timers.disown(number)
             self.lag.leave(number)
+
+    async def watch_broker(self) -> None:
+        """Keep saying whether the worker's group answers its heartbeats, until cancelled."""
+        while True:
+            silent_s = cast("Any", self.app.consumer)._thread.silent_s()  # noqa: SLF001
+            if silent_s < self.app.conf.broker_session_timeout:
+                self.health.meet(BROKER_ANSWERS)
+            else:
+                self.health.miss(BROKER_ANSWERS, "no heartbeat has succeeded within the session timeout")
+            await asyncio.sleep(1)
 
     async def append(self, partition: int, event: Struct, key: bytes | None = None) -> tuple[int, int]:
         """Append a record of our own to the events topic; its offset and append time, once acknowledged."""
@@ -142,10 +153,11 @@ def build_app(settings: Settings) -> Worker:
     timers = Timers(publish_tick, is_armed)
     lag = PartitionLag(app, topics.events.name)
     agent = SessionsAgent(topics, table, outbox, rule_sets, timers, lag, group=settings.worker_group, worker=name)
-    worker = Worker(app, agent, rule_sets, timers, topics, Health(PARTITIONS_OWNED), name, lag)
+    worker = Worker(app, agent, rule_sets, timers, topics, Health(PARTITIONS_OWNED, BROKER_ANSWERS), name, lag)
     events = app.topic(topics.events.name, key_serializer="raw", value_serializer="raw", maxsize=QUEUED_BATCHES)
     app.agent(events, name="sessions")(agent.run)
     app.task(timers.run)
+    app.task(worker.watch_broker)
     install(
         app,
         BatchTopic(topics.events.name, table, outbox, on_assigned=worker.take_over, on_revoked=worker.let_go),

@@ -9,10 +9,12 @@ import pytest
 from broker_log import read, read_raw, until, write
 
 from contextengine.app import build_app, publish_rules, run_worker
+from contextengine.broker import EmbeddedBroker
 from contextengine.errors import ConfigurationError, RulesInvalid
 from contextengine.schemas.codec import decode
 from contextengine.schemas.events import MessageCompleted, RulesChanged, SessionStarted
 from contextengine.schemas.injection import InjectionAttempt
+from contextengine.settings import load
 from contextengine.topics import admin
 from contextengine.topics.catalogue import catalogue
 
@@ -82,3 +84,16 @@ async def test_new_rules_reach_the_partitions_of_a_worker_that_has_never_seen_th
     await until(both)
     stop.set()
     await running
+
+
+async def test_a_worker_whose_broker_is_gone_is_not_ready_and_says_why():
+    with EmbeddedBroker() as broker:
+        settings = load(environ={}, broker=broker.bootstrap, embedded=True)
+        await admin.apply(settings, uuid.uuid4().hex)
+        stop, worker = asyncio.Event(), build_app(settings)
+        running = asyncio.create_task(run_worker(settings, GREET, stop, worker))
+        await until(lambda: worker.health.ready()["ready"] or running.done())
+    await until(lambda: "the broker answers" in worker.health.ready()["missing"])
+    stop.set()
+    await asyncio.wait([running])
+    running.exception()

@@ -83,15 +83,18 @@ class BatchConsumerThread(driver.AIOKafkaConsumerThread):
         self.last_seen = _now()
         await super().on_partitions_assigned(assigned, generation_id)
 
+    def silent_s(self) -> float:
+        """How long ago the group last answered, in seconds; without end before it has."""
+        return _now() - self.last_seen
+
     def is_member(self, generation: int) -> bool:
         """Whether the group must still hold this worker for a member of this generation.
 
         The guard against writing behind a new owner's back when this worker has slept through its session. It is check
         and then act, so it makes that rare; what makes it harmless is the law of a restore.
         """
-        silent = _now() - self.last_seen
         coordinator = self._ensure_consumer()._coordinator
-        return silent < self.app.conf.broker_session_timeout and coordinator.generation == generation
+        return self.silent_s() < self.app.conf.broker_session_timeout and coordinator.generation == generation
 
     async def _commit(self, offsets: Mapping[TP, int]) -> bool:
         """Commit; False when the group has rebalanced meanwhile. Raises what else goes wrong, unlike Faust's own."""
