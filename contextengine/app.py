@@ -76,6 +76,8 @@ class Worker:
             self.timers.own(number)
             self.agent.rearm(number)
             self.lag.watch(number)
+        # Durable before the first record: begun anew after a kill, a partition could be judged by other rules.
+        await self.app.consumer.commit()
         self.health.meet(PARTITIONS_OWNED)
 
     async def let_go(self, partitions: Iterable[int]) -> None:

@@ -10,6 +10,7 @@ The tree says what can go wrong, and whether trying again helps:
     │   ├── LogReplaced         the events topic is not the one that the state was made from
     │   └── PluginNotFound      a name in a rule or a setting that no installed plug-in provides
     ├── UndecodableRecord       bytes that are no record of ours; the record is dead-lettered, never retried
+    ├── EngineDefect            the engine went wrong on an event; it is dead-lettered, and the defect is to be reported
     ├── TemplateFailed          a template met a missing or wrong value; the context is suppressed
     ├── Unrenderable            a provider cannot carry this injection; the attempt is refused
     ├── BrokerUnavailable       no broker answers; trying again helps once it does
@@ -63,6 +64,10 @@ class PluginNotFound(ConfigurationError):
 
 class UndecodableRecord(ContextEngineError):
     """Bytes that are no record of ours: the reason goes into the dead letter, with the bytes."""
+
+
+class EngineDefect(ContextEngineError):
+    """The engine itself went wrong on an event: the event goes to the dead letters, and its session goes on."""
 
 
 class TemplateFailed(ContextEngineError):

@@ -23,7 +23,7 @@ from contextengine.delivery.dead_letter import Failures, Origin, Stage, forms, h
 from contextengine.engine.decide import decide
 from contextengine.engine.decision import Decision
 from contextengine.engine.partition import follow
-from contextengine.errors import LogReplaced, RecordRefused, UndecodableRecord
+from contextengine.errors import EngineDefect, LogReplaced, RecordRefused, UndecodableRecord
 from contextengine.monitoring.metrics import DEAD_LETTERS, DECIDE_SECONDS, EVENTS, INJECTIONS, SUPPRESSED
 from contextengine.schemas.codec import decode, encode
 from contextengine.schemas.events import (
@@ -156,12 +156,9 @@ class SessionsAgent:
         except UndecodableRecord as error:
             self._bury(record, Stage.DECODE, error)
             return
-        try:
-            decision = decide(session, partition, event, partition.now_ms, rules)
-        except Exception as error:
-            log.exception("a defect of the engine; the event goes to the dead letters")
-            self._bury(record, Stage.DECIDE, error)
-            return
+        decision = decide(session, partition, event, partition.now_ms, rules)
+        if decision.defect:
+            self._bury(record, Stage.DECIDE, EngineDefect(decision.defect))
         session.offset = record.offset
         self._store(record, session, decision)
         self._send(record, decision)

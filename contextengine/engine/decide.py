@@ -52,14 +52,30 @@ def decide(
     """Say what to inject because of `event`, and what became of earlier injections.
 
     `now_ms` is the event's append time, never less than the partition's last. Deterministic: the same arguments give
-    the same decision, byte for byte. Updates `session` in place; `partition` is read only.
+    the same decision, byte for byte. Updates `session` in place; `partition` is read only. Never raises: a defect of
+    the engine ends the decision where it was, and is told in it.
     """
     decision = Decision(type(event).__name__, _position(event))
+    try:
+        _decide(session, partition, event, now_ms, rules, decision)
+    except Exception as error:  # noqa: BLE001 - what has been decided by now is in the session, and must be carried out
+        decision.defect = f"{type(error).__name__}: {error}"
+    return decision
+
+
+def _decide(
+    session: Session,
+    partition: Partition,
+    event: ConversationEvent | SessionFeedback,
+    now_ms: int,
+    rules: RuleSet,
+    decision: Decision,
+) -> None:
     lives = Lives(session, now_ms, decision)
     if isinstance(event, ConversationEvent):
         arrival = advance(session, event, now_ms)
         if arrival is Arrival.DUPLICATE:
-            return decision
+            return
         may_fire = arrival is Arrival.NEW
     else:
         may_fire = _hear(session, event, now_ms, lives, decision)
@@ -75,7 +91,6 @@ def decide(
         lives.wait()
     _arm(session, rules, decision)
     _seal(session, partition, now_ms, decision)
-    return decision
 
 
 def _position(event: ConversationEvent | SessionFeedback) -> str:

@@ -25,7 +25,11 @@ class DeadInjection(Struct, frozen=True):
 
 
 class Decision(Struct):
-    """All that the outside world must do because of one event, and why. `timers` are those to wait for anew."""
+    """All that the outside world must do because of one event, and why.
+
+    `timers` are those to wait for anew. `defect` says what went wrong in the engine itself, if anything did: what
+    had been decided by then stands, because the session's state already says so.
+    """
 
     event: str
     position: str
@@ -39,6 +43,7 @@ class Decision(Struct):
     accepted: list[Acceptance] = []
     suppressed: list[Suppression] = []
     forget: bool = False
+    defect: str = ""
     explanation: DecisionMade | None = None
 
     def set_timer(self, session: Session, timer: str, due_ms: int) -> None:

@@ -10,8 +10,8 @@ from unittest.mock import AsyncMock
 import pytest
 from aiokafka.structs import ConsumerRecord
 
-from contextengine.agents import sessions
 from contextengine.app import build_app
+from contextengine.engine import decide as deciding
 from contextengine.errors import LogReplaced
 from contextengine.rulefile import parse_rules, rules_hash
 from contextengine.schemas.codec import decode, encode
@@ -166,13 +166,18 @@ async def test_a_defect_of_the_engine_sends_the_event_to_the_dead_letters_and_th
     def defective(*_):
         raise ZeroDivisionError("a defect")
 
+    await desk.judge(desk.record(started()))
     with monkeypatch.context() as broken:
-        broken.setattr(sessions, "decide", defective)
-        await desk.judge(desk.record(hello(0)))
+        broken.setattr(deciding, "_seal", defective)
+        await desk.judge(desk.record(hello(1)))
     [(value, headers)] = desk.dead()
-    assert (value, headers["cx-stage"], headers["cx-class"]) == (hello(0), b"decide", b"ZeroDivisionError")
-    await desk.judge(desk.record(started(1)), desk.record(hello(2)))
-    assert len(desk.values("injections")) == 1
+    assert (value, headers["cx-stage"], headers["cx-class"]) == (hello(1), b"decide", b"EngineDefect")
+    assert headers["cx-message"] == b"ZeroDivisionError: a defect"
+    [attempt] = desk.values("injections")  # the session holds it in flight, so it must have been sent
+    assert attempt.injection.injection_id in desk.agent._table.get(desk.number, KEY).held
+    await desk.judge(desk.record(hello(2)))
+    [made] = desk.values("decisions")
+    assert made.suppressed[0].filter == "duplicate"
 
 
 async def test_feedback_never_begins_a_session(desk):
