@@ -34,6 +34,7 @@ from contextengine.settings import Settings
 from contextengine.tables.live import LiveTable
 from contextengine.topics import admin, rulebook
 from contextengine.topics.catalogue import SESSIONS_TABLE, Catalogue, catalogue
+from contextengine.topics.errand import errand
 
 log = logging.getLogger(__name__)
 
@@ -71,8 +72,9 @@ class Worker:
             async with self.agent.lock(number):
                 partition = self.agent.partition(number)
                 self.agent.check_log(number, start=starts[tp], end=offset)
-            if self.rule_sets.version > partition.rules_version:
-                await self.append(number, self.rules_changed())
+            newest = self.rule_sets
+            if newest.version > partition.rules_version:
+                await self.append(number, RulesChanged(version=newest.version, rules_hash=newest.latest))
             self.timers.own(number)
             self.agent.rearm(number)
             self.lag.watch(number)
@@ -105,10 +107,6 @@ class Worker:
         acknowledged = await sent
         self.timers.learn(acknowledged.timestamp)
         return acknowledged.offset, acknowledged.timestamp
-
-    def rules_changed(self) -> RulesChanged:
-        """The record that puts the newest rule set in force."""
-        return RulesChanged(version=self.rule_sets.version, rules_hash=self.rule_sets.latest)
 
 
 def _credentials(settings: Settings) -> faust.SASLCredentials | faust.SSLCredentials | None:
@@ -202,11 +200,10 @@ async def publish_rules(settings: Settings, text: str) -> None:
     """
     parse_rules(text, "rules")
     name = rules_hash(text)
-    entries = await rulebook.read(settings)
-    version = max((entry.offset for key, entry in entries.items() if key != rulebook.LOG_ID), default=-1)
-    if name not in entries or entries[name].offset != version:
+    latest, version = rulebook.newest(await rulebook.read(settings))
+    if latest != name:
         version = await rulebook.append(settings, name, text.encode())
     changed = encode(RulesChanged(version=version, rules_hash=name))
-    async with AIOKafkaProducer(**settings.kafka_producer()) as producer:
+    async with errand(AIOKafkaProducer(**settings.kafka_client(), acks="all"), settings) as producer:
         for number in range(settings.partitions):
             await producer.send_and_wait(catalogue(settings).events.name, changed, partition=number)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter, defaultdict
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 
 from contextengine.schemas.codec import decode, encode
-from contextengine.topics.catalogue import partition_for
+from contextengine.schemas.events import ConversationEvent, SessionFeedback
+from contextengine.topics.catalogue import catalogue, partition_for
 
 
 async def write(settings, topic, *records, partition=None, headers=()):
@@ -50,6 +52,21 @@ async def read_raw(settings, topic):
 async def read(settings, topic):
     """Every record of a topic that has a value, decoded."""
     return [decode(record.value) for record in await read_raw(settings, topic) if record.value is not None]
+
+
+async def logs_by_session(settings):
+    """What the events topic has of each session, as a call is replayed from it: events with the time of their decision.
+
+    That is their append time, never less than the partition's last.
+    """
+    logs = defaultdict(list)
+    now_ms = Counter()
+    for record in await read_raw(settings, catalogue(settings).events):
+        now_ms[record.partition] = max(now_ms[record.partition], record.timestamp)
+        event = decode(record.value)
+        if isinstance(event, ConversationEvent | SessionFeedback):
+            logs[event.session_id].append((event, now_ms[record.partition]))
+    return logs
 
 
 async def until(condition, within_s=15.0):

@@ -20,7 +20,7 @@ from aiokafka import errors as kafka
 
 from contextengine.adapters.lanes import MESSAGE_CHARS
 from contextengine.delivery.broker_time import BrokerClock
-from contextengine.delivery.dead_letter import Origin, Stage, headers
+from contextengine.delivery.dead_letter import Origin, Stage, forms, headers
 from contextengine.errors import BrokerUnavailable, RecordRefused
 from contextengine.monitoring.metrics import DEAD_LETTERS
 from contextengine.schemas.codec import encode
@@ -50,14 +50,8 @@ SKEW_MS: Final = 5_000
 """How far this machine's clock may be from the broker's before it is said."""
 LOG_APPEND_TIME: Final = 1
 """The timestamp type of a record whose time the broker wrote."""
-TRACE: Final = "traceparent"
 DEAD_LETTER_S: Final = 30
 """How long a dead letter may take to be acknowledged, before its partition stops."""
-
-
-def trace_of(record: ConsumerRecord) -> Headers:
-    """The headers of a record that everything carries which the record causes."""
-    return [(name, value) for name, value in record.headers if name == TRACE]
 
 
 class AttemptLog:
@@ -134,13 +128,21 @@ class AttemptLog:
     async def bury(self, record: ConsumerRecord, error: UndecodableRecord, group: str) -> None:
         """Write a record that `group` cannot decode to the dead letters, its bytes unchanged.
 
-        Raises TimeoutError when that takes too long: then its partition must not go on.
+        Raises TimeoutError when that takes too long, and RecordRefused when the broker takes no form of it: then its
+        partition must not go on.
         """
         origin = Origin(record.topic, record.partition, record.offset, record.timestamp, group, self.worker)
         why = headers(Stage.DECODE, type(error).__name__, str(error), origin, carried=record.headers)
         log.error("%s-%d@%d is a dead letter: %s", record.topic, record.partition, record.offset, error)
         async with asyncio.timeout(DEAD_LETTER_S):
-            await self.write(self.topics.dead, record.partition, record.key or b"", record.value, why)
+            for kept, how in forms(record.value):
+                try:
+                    await self.write(self.topics.dead, record.partition, record.key or b"", kept, why + how)
+                    break
+                except RecordRefused as refusal:
+                    refused = refusal
+            else:
+                raise refused
         DEAD_LETTERS.labels(Stage.DECODE).inc()
 
     async def write(

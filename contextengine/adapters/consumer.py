@@ -15,7 +15,7 @@ import logging
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any, Final
 
-from contextengine.adapters.attempt_log import AttemptLog, trace_of
+from contextengine.adapters.attempt_log import AttemptLog
 from contextengine.adapters.delay_line import DelayLine
 from contextengine.adapters.group_reader import GroupReader
 from contextengine.adapters.lanes import KnownVerdicts, Lanes, Queued, timeout_ms, verdict_on, without_sending
@@ -27,6 +27,7 @@ from contextengine.schemas.codec import decode
 from contextengine.schemas.events import ATTACH
 from contextengine.schemas.injection import AttemptVerdict, InjectionAttempt, InjectionCancelled, Verdict
 from contextengine.topics.errand import NO_ANSWER
+from contextengine.topics.trace import trace_of
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Mapping
@@ -212,7 +213,7 @@ class DeliveryConsumer:
                     partition.sending.discard(task)
 
     async def _deliver(self, partition: _Partition, queued: Queued) -> None:
-        attempt, trace = queued.attempt, trace_of(queued.record)
+        attempt, trace = queued.attempt, trace_of(queued.record.headers)
         verdict = partition.known.of(attempt)
         if verdict is None:
             verdict = without_sending(queued, self._attempts.now_ms(), self._adapters) or await self._send(attempt)

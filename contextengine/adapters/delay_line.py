@@ -12,12 +12,12 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING, Final
 
-from contextengine.adapters.attempt_log import trace_of
 from contextengine.adapters.group_reader import GroupReader
 from contextengine.errors import UndecodableRecord
 from contextengine.schemas.codec import decode_as, encode
 from contextengine.schemas.events import RetryDue
 from contextengine.schemas.injection import RetryRequested
+from contextengine.topics.trace import trace_of
 
 if TYPE_CHECKING:
     from aiokafka.structs import ConsumerRecord
@@ -85,5 +85,7 @@ class DelayLine:
         else:
             event = RetryDue(session_id=retry.session_id, injection_id=retry.injection_id, attempt=retry.attempt)
             events = self._attempts.topics.events
-            await self._attempts.write(events, record.partition, retry.session_id, encode(event), trace_of(record))
+            await self._attempts.write(
+                events, record.partition, retry.session_id, encode(event), trace_of(record.headers)
+            )
         self._reader.finish(record)

@@ -1,9 +1,9 @@
 """The attempts of one partition, queued by session, and what to do with each.
 
-a session's attempts are made one after another, in the order of the log; sessions do not wait for each other
-an attempt that has a verdict is not made again: its verdict is reported again
-a cancelled attempt that was not sent is finished, without a verdict: its session has ended it already
-a record is finished when everything that it caused is acknowledged; only finished records are committed
+- A session's attempts are made one after another, in the order of the log; sessions do not wait for each other.
+- An attempt that has a verdict is not made again: its verdict is reported again.
+- An attempt that is called back before it is sent has the verdict cancelled.
+- A record is finished when everything that it caused is acknowledged; only finished records are committed.
 """
 
 from __future__ import annotations

@@ -82,7 +82,7 @@ class Outbox:
         RecordRefused, naming the record, when it is larger than its topic allows.
         """
         limit = self._max_bytes.get(topic, DEFAULT_MAX_BYTES)
-        if value is not None and len(value) > limit // 2:
+        if len(key or b"") + len(value or b"") > limit // 2:
             size = DefaultRecordBatchBuilder.estimate_size_in_bytes(key, value, list(headers))
             if size > limit:
                 raise RecordRefused(

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Mapping
 
 from contextengine.engine.rules import NO_RULES, RuleSet
 from contextengine.errors import ConfigurationError
-from contextengine.topics.rulebook import LOG_ID, Entry
+from contextengine.topics.rulebook import LOG_ID, Entry, newest
 
 
 class RuleSets:
@@ -28,13 +28,10 @@ class RuleSets:
 
     async def refresh(self) -> None:
         """Read the rules topic to its end."""
-        for key, entry in (await self._read()).items():
-            if key == LOG_ID:
-                self.log_id = entry.value.decode()
-                continue
-            self._texts[key] = entry.value.decode()
-            if entry.offset > self.version:
-                self.version, self.latest = entry.offset, key
+        entries = await self._read()
+        self.latest, self.version = newest(entries)
+        self._texts = {key: entry.value.decode() for key, entry in entries.items()}
+        self.log_id = self._texts.pop(LOG_ID, "")
 
     def known(self, rules_hash: str) -> RuleSet | None:
         """The rule set, if it has been asked for before."""

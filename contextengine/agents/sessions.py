@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from contextlib import suppress
 from time import perf_counter
 from typing import Any
 
@@ -37,10 +36,10 @@ from contextengine.schemas.events import (
 from contextengine.schemas.session import Partition, Session, State
 from contextengine.tables.live import LiveTable, PartitionLock
 from contextengine.topics.catalogue import EVENT_BYTES, KEY_BYTES, Catalogue, partition_for
+from contextengine.topics.trace import trace_of
 
 log = logging.getLogger(__name__)
 
-TRACE = "traceparent"
 SMALL_BYTES = 1_024
 IDENTITY_CHARACTERS = 256
 IDENTITIES = (
@@ -206,7 +205,7 @@ class SessionsAgent:
 
     def _send(self, record: ConsumerRecord, decision: Decision) -> None:
         topics = self._topics
-        trace = [(name, value) for name, value in record.headers if name == TRACE]
+        trace = trace_of(record.headers)
         for topic, outputs in (
             (topics.injections, decision.attempts),
             (topics.injections, decision.cancellations),
@@ -231,12 +230,19 @@ class SessionsAgent:
             DEAD_LETTERS.labels(Stage.DELIVER).inc()
 
     def _bury(self, record: ConsumerRecord, stage: Stage, error: Exception) -> None:
-        """A dead letter with the record's bytes unchanged; the partition goes on."""
+        """A dead letter with the record's bytes unchanged; the partition goes on.
+
+        Raises RecordRefused when no form of it fits: a record is never dropped.
+        """
         told = headers(stage, type(error).__name__, str(error), self._origin(record), carried=record.headers)
         for kept, how in forms(record.value):
-            with suppress(RecordRefused):
+            try:
                 self._outbox.add(self._topics.dead.name, record.partition, record.key, kept, told + how)
                 break
+            except RecordRefused as refusal:
+                refused = refusal
+        else:
+            raise refused
         DEAD_LETTERS.labels(stage).inc()
         log.warning("dead letter: %s partition %d offset %d: %s", record.topic, record.partition, record.offset, error)
 

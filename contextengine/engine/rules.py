@@ -129,7 +129,7 @@ class RuleSet:
         """The rules that this event can fire, highest priority first."""
         event = moment.event
         if isinstance(event, Tick):
-            rule = self._by_name.get(event.timer.removeprefix(RULE_TIMER))
+            rule = self.rule(event.timer.removeprefix(RULE_TIMER))
             return [rule] if rule is not None and Tick in rule.when.listens else []
         concerned = self._open.get(type(event), ())
         if type(event) not in self._worded_types or not moment.phrases:

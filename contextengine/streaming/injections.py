@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Final, Self
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka import errors as kafka
 
-from contextengine.adapters.attempt_log import AttemptLog, trace_of
+from contextengine.adapters.attempt_log import AttemptLog
 from contextengine.adapters.group_reader import stop
 from contextengine.adapters.lanes import Queued, without_sending
 from contextengine.errors import UndecodableRecord
@@ -37,6 +37,7 @@ from contextengine.schemas.injection import (
 )
 from contextengine.topics.catalogue import partition_for
 from contextengine.topics.rulebook import must_exist
+from contextengine.topics.trace import trace_of
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -178,7 +179,7 @@ class Injections:
     async def _write(self, verdict: AttemptVerdict) -> None:
         partition = partition_for(verdict.session_id.encode(), self._partitions)
         record = self._sessions.get(verdict.session_id, {}).get((verdict.injection_id, verdict.attempt))
-        trace = () if record is None else trace_of(record)
+        trace = () if record is None else trace_of(record.headers)
         await self._attempts.add_verdict(verdict, partition, trace)
         await self._attempts.report(verdict, partition, trace)
 

@@ -16,6 +16,8 @@ from contextengine.topics.catalogue import STATE_MESSAGE_BYTES, catalogue
 from contextengine.topics.errand import ANSWER_MS, errand
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from aiokafka.client import AIOKafkaClient
 
     from contextengine.settings import Settings
@@ -57,6 +59,13 @@ async def read(settings: Settings) -> dict[str, Entry]:
                 if record.value is not None:
                     entries[key] = Entry(record.offset, record.value)
     return entries
+
+
+def newest(entries: Mapping[str, Entry]) -> tuple[str, int]:
+    """The hash and the version, which is its offset, of the newest rule set; "" and -1 before any."""
+    rule_sets = [(entry.offset, key) for key, entry in entries.items() if key != LOG_ID]
+    version, rules_hash = max(rule_sets, default=(-1, ""))
+    return rules_hash, version
 
 
 async def append(settings: Settings, key: str, value: bytes) -> int:

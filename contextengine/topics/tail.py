@@ -158,6 +158,6 @@ def _seen(record: ConsumerRecord) -> Seen:
         offset=record.offset,
         appended_ms=record.timestamp,
         key=(record.key or b"").decode(errors="replace"),
-        headers={name: value.decode(errors="replace") for name, value in record.headers},
+        headers={name: (value or b"").decode(errors="replace") for name, value in record.headers},
         value=record.value,
     )

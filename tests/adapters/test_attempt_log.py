@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import os
 import signal
 
 import pytest
+from aiokafka.structs import ConsumerRecord
 from broker_log import read_raw, until, write
 from delivering import FakeAdapter, attempt_for, delivering, now_ms
 
@@ -16,7 +18,7 @@ from contextengine.adapters.lanes import MESSAGE_CHARS, verdict_on
 from contextengine.adapters.redelivery import verdicts_since
 from contextengine.broker import EmbeddedBroker
 from contextengine.delivery.broker_time import BrokerClock
-from contextengine.errors import RecordRefused
+from contextengine.errors import RecordRefused, UndecodableRecord
 from contextengine.schemas.codec import decode
 from contextengine.schemas.injection import Verdict
 from contextengine.settings import load
@@ -47,8 +49,8 @@ async def test_a_report_teaches_the_brokers_time(any_settings):
 
 @pytest.mark.usefixtures("an_hour_fast")
 async def test_a_consumer_whose_clock_is_an_hour_fast_delivers_what_has_not_expired(any_settings):
-    if catalogue(any_settings).attempts.timestamps != "LogAppendTime" or any_settings.embedded:
-        pytest.skip("nothing tells the broker's time before the first attempt")
+    if any_settings.embedded:
+        pytest.skip("the embedded broker has no time of its own")
     await admin.apply(any_settings, "log-1")
     adapter = FakeAdapter()
     async with delivering(any_settings, adapter):
@@ -78,6 +80,26 @@ async def test_what_the_broker_will_never_have_is_an_error_and_not_tried_again(s
     async with AttemptLog(settings) as attempts:
         with pytest.raises(RecordRefused):
             await attempts.write(attempts.topics.attempts, 0, "s1", b"x" * 2_000_000)
+
+
+async def test_a_dead_letter_that_its_topic_does_not_take_whole_is_kept_as_gzip(settings, monkeypatch):
+    """It came compressed; refusing to bury it would stop its partition."""
+    await admin.apply(settings, "log-1")
+    value = b"x" * 600_000
+    write_as_ever = AttemptLog.write
+
+    async def as_apache_does(self, topic, partition, key, value, headers=()):
+        if len(value) > topic.max_message_bytes:
+            raise RecordRefused("too large")
+        return await write_as_ever(self, topic, partition, key, value, headers)
+
+    monkeypatch.setattr(AttemptLog, "write", as_apache_does)
+    record = ConsumerRecord("t.injections", 0, 7, 1, 1, b"k", value, None, 1, len(value), ())
+    async with AttemptLog(settings) as attempts:
+        await attempts.bury(record, UndecodableRecord("too large"), "group")
+    [dead] = await read_raw(settings, catalogue(settings).dead)
+    assert gzip.decompress(dead.value) == value
+    assert dict(dead.headers)["cx-encoding"] == b"gzip"
 
 
 async def test_an_error_that_says_too_much_is_cut(settings):

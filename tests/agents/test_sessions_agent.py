@@ -12,7 +12,7 @@ from aiokafka.structs import ConsumerRecord
 
 from contextengine.app import build_app
 from contextengine.engine import decide as deciding
-from contextengine.errors import LogReplaced
+from contextengine.errors import LogReplaced, RecordRefused
 from contextengine.rulefile import parse_rules, rules_hash
 from contextengine.schemas.codec import decode, encode
 from contextengine.schemas.decision import DecisionMade
@@ -154,6 +154,14 @@ async def test_a_long_message_of_feelings_is_explained_in_a_record_that_fits(des
     )
     [made] = desk.values("decisions")
     assert len(encode(made)) < 5_000
+
+
+async def test_a_record_that_no_dead_letter_can_hold_stops_the_worker_and_is_never_dropped(desk):
+    del desk.agent._outbox.add
+    await desk.worker.rule_sets.refresh()
+    desk.agent._outbox.send = AsyncMock()
+    with pytest.raises(RecordRefused):
+        await desk.judge(desk.record(random.Random(1).randbytes(400_000), key=b"k" * 600_000))  # noqa: S311
 
 
 async def test_an_event_in_the_wrong_partition_is_a_dead_letter(desk):

@@ -8,17 +8,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections import Counter, defaultdict
 from pathlib import Path
 
 import pytest
-from broker_log import read, read_raw
+from broker_log import logs_by_session, read
 
 from contextengine.demo.run import EXPECTED, RULES
 from contextengine.demo.timing import conversations
 from contextengine.rulefile import parse_rules
-from contextengine.schemas.codec import decode
-from contextengine.schemas.events import ConversationEvent, SessionFeedback
 from contextengine.settings import load
 from contextengine.testing import Call
 from contextengine.topics.catalogue import catalogue
@@ -87,13 +84,7 @@ async def test_its_sessions_read_back_from_the_topics_are_judged_to_the_same_dig
     settings = load(environ={}, broker=summary["broker"], embedded=True, prefix=summary["prefix"])
     rules = parse_rules(RULES.read_text(), "rules.yaml")
     digests = {made.session_id: made.digest for made in await read(settings, catalogue(settings).decisions)}
-    logs = defaultdict(list)
-    now_ms = Counter()
-    for record in await read_raw(settings, catalogue(settings).events):
-        now_ms[record.partition] = max(now_ms[record.partition], record.timestamp)
-        event = decode(record.value)
-        if isinstance(event, ConversationEvent | SessionFeedback):
-            logs[event.session_id].append((event, now_ms[record.partition]))
+    logs = await logs_by_session(settings)
     assert len(logs) == summary["calls"]
     assert {session_id: Call.replayed(log, rules).digest for session_id, log in logs.items()} == digests
 

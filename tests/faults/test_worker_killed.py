@@ -10,15 +10,14 @@ import sys
 import uuid
 from collections import Counter
 
-from broker_log import read, read_raw, until
+from broker_log import logs_by_session, read, read_raw, until
 
-from contextengine.engine.decide import decide
 from contextengine.rulefile import parse_rules
-from contextengine.schemas.codec import decode
 from contextengine.schemas.events import MessageCompleted, SessionStarted, TurnEnded, TurnStarted
 from contextengine.schemas.injection import InjectionAttempt
-from contextengine.schemas.session import Partition, Session, load_state
+from contextengine.schemas.session import Session, load_state
 from contextengine.tables.live import VERSION
+from contextengine.testing import Call
 from contextengine.topics import admin
 from contextengine.topics.catalogue import catalogue
 from contextengine.topics.publisher import Publisher
@@ -105,39 +104,15 @@ async def test_a_worker_killed_twice_in_traffic_loses_no_injection_and_doubles_n
 
     attempts = [a for a in await read(settings, catalogue(settings).injections) if isinstance(a, InjectionAttempt)]
     copies = Counter((a.injection.injection_id, a.attempt) for a in attempts)
-    expected, replayed = await replay(settings)
+    rules = parse_rules(RULES, "rules")
+    calls = {name: Call.replayed(log, rules) for name, log in (await logs_by_session(settings)).items()}
+    made = [attempt for call in calls.values() for attempt in call.attempts()]
+    expected = {(attempt.injection.injection_id, attempt.attempt) for attempt in made}
     assert len(expected) == SESSIONS * (MESSAGES // PINGED_EVERY + MESSAGES // 10)
     assert set(copies) == expected
     print(f"{len(expected)} injections, {len(attempts) - len(copies)} copies after two kills")  # noqa: T201
     found = await states(settings)
-    for session_id, session in replayed.items():
-        assert found[session_id.encode()].digest == session.digest
+    for session_id, call in calls.items():
+        assert found[session_id.encode()].digest == call.digest
         assert found[session_id.encode()].messages == MESSAGES
-        assert found[session_id.encode()].duplicates == session.duplicates
-
-
-async def replay(settings):
-    """The attempts and the states that the events topic makes, judged anew from its beginning."""
-    rules = parse_rules(RULES, "rules")
-    partitions: dict[int, Partition] = {}
-    sessions: dict[str, Session] = {}
-    attempts: set[tuple[str, int]] = set()
-    for record, event in await events(settings):
-        partition = partitions.setdefault(record.partition, Partition(record.partition, rules_hash=rules.rules_hash))
-        partition.now_ms = max(partition.now_ms, record.timestamp)
-        session_id = getattr(event, "session_id", None)
-        if session_id is None:
-            continue
-        session = sessions.get(session_id)
-        if session is None:
-            if not isinstance(event, SessionStarted):
-                continue
-            session = sessions[session_id] = Session(session_id)
-        decision = decide(session, partition, event, partition.now_ms, rules)
-        attempts |= {(attempt.injection.injection_id, attempt.attempt) for attempt in decision.attempts}
-    return attempts, sessions
-
-
-async def events(settings):
-    """The records of the events topic, each with what it says, in the order of its partition."""
-    return [(record, decode(record.value)) for record in await read_raw(settings, catalogue(settings).events)]
+        assert found[session_id.encode()].duplicates == call.state.duplicates

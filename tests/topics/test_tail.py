@@ -6,6 +6,7 @@ import asyncio
 from contextlib import aclosing
 
 import pytest
+from aiokafka import AIOKafkaProducer
 
 from contextengine.errors import BrokerUnavailable, ConfigurationError
 from contextengine.schemas.codec import encode
@@ -75,6 +76,16 @@ async def test_from_the_start_to_the_end_shows_what_is_there_and_stops(any_setti
 
 
 @pytest.mark.broker
+async def test_a_header_without_a_value_is_shown_as_empty(settings):
+    """Kafka allows it, and a dead letter carries the headers of what it buries."""
+    await admin.apply(settings, "log-1")
+    events = catalogue(settings).events.name
+    async with AIOKafkaProducer(**settings.kafka_client()) as producer:
+        await producer.send_and_wait(events, b"x", headers=[("app", None)])
+    async with aclosing(follow(settings, [events], to_end=True)) as records:
+        assert [record.headers async for record in records] == [{"app": ""}]
+
+
 async def test_from_now_on_shows_what_comes_and_nothing_that_was_there(any_settings):
     await admin.apply(any_settings, "log")
     await rulebook.append(any_settings, "before", b"x")
