@@ -18,6 +18,7 @@ from aiokafka import AIOKafkaProducer
 from faust.types import TP
 from msgspec import Struct
 
+from contextengine import __version__
 from contextengine.agents.lag import PartitionLag
 from contextengine.agents.outbox import Outbox
 from contextengine.agents.rule_sets import RuleSets
@@ -43,10 +44,16 @@ BROKER_ANSWERS = "the broker answers"
 
 
 class StateAsJson:
-    """The codec of the sessions table."""
+    """The codec of the sessions table, which writes states of one version."""
 
-    encode = staticmethod(dump_state)
     decode = staticmethod(load_state)
+
+    def __init__(self, version: int) -> None:
+        self._version = version
+
+    def encode(self, state: State) -> bytes:
+        """See StateCodec."""
+        return dump_state(state, self._version)
 
 
 @dataclass(slots=True)
@@ -68,14 +75,15 @@ class Worker:
         starts = await self.app.consumer.earliest_offsets(*events.values())
         for number, tp in events.items():
             generation = int(self.app.consumer_generation_id)
-            offset, _ = await self.append(number, PartitionAssigned(worker=self.name, generation=generation))
+            assigned = PartitionAssigned(worker=self.name, generation=generation, engine=__version__)
+            self.timers.own(number)
+            offset, _ = await self.append(number, assigned)
             async with self.agent.lock(number):
                 partition = self.agent.partition(number)
                 self.agent.check_log(number, start=starts[tp], end=offset)
             newest = self.rule_sets
             if newest.version > partition.rules_version:
                 await self.append(number, RulesChanged(version=newest.version, rules_hash=newest.latest))
-            self.timers.own(number)
             self.agent.rearm(number)
             self.lag.watch(number)
         # Durable before the first record: begun anew after a kill, a partition could be judged by other rules.
@@ -105,7 +113,7 @@ class Worker:
         producer = cast("Any", self.app.producer)._producer  # noqa: SLF001
         sent = await producer.send(self.topics.events.name, encode(event), key=key, partition=partition)
         acknowledged = await sent
-        self.timers.learn(acknowledged.timestamp)
+        self.timers.learn(partition, acknowledged.timestamp)
         return acknowledged.offset, acknowledged.timestamp
 
 
@@ -138,7 +146,11 @@ def build_app(settings: Settings) -> Worker:
         **{**FAUST_SETTINGS, "broker_commit_interval": settings.commit_interval_ms / 1_000},
     )
     table: LiveTable[State] = LiveTable(
-        app, SESSIONS_TABLE, StateAsJson(), store=f"{settings.state_store}://", partitions=settings.partitions
+        app,
+        SESSIONS_TABLE,
+        StateAsJson(settings.state_version),
+        store=f"{settings.state_store}://",
+        partitions=settings.partitions,
     )
     outbox = Outbox(app, {topic.name: topic.max_message_bytes for topic in topics})
     rule_sets = RuleSets(lambda: rulebook.read(settings), parse_rules)

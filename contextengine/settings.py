@@ -72,6 +72,9 @@ class Settings(BaseSettings):
     state_store: Literal["memory", "rocksdb"] = "memory"
     data_dir: Path = Path("contextengine-data")
     """Where the worker keeps RocksDB and its checkpoints."""
+    state_version: Literal[1, 2] = 2
+    """The version of the state that this worker writes; it reads all up to the newest. In a rolling upgrade over a new
+    version give the old one to all workers first, and take it away when none is left that knows only the old one."""
     commit_interval_ms: int = Field(500, ge=50, le=60_000)
     """How often outputs, state and offsets are committed: what is repeated after a crash."""
     session_timeout_ms: int = Field(6_000, ge=6_000, le=10_000)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import fields
 from pathlib import Path
 
 from prometheus_client.metrics import MetricWrapperBase
@@ -30,7 +31,10 @@ def test_every_metric_is_in_the_operations_page():
 
 
 def test_every_strategy_filter_and_key_of_a_rule_is_in_the_rules_page():
-    keys = {name.removesuffix("_ms") for name in Rule.__slots__} - {"build", "policy"} | {"inject", "on_failure"}
+    keys = {field.name.removesuffix("_ms") for field in fields(Rule) if field.init} - {"build", "policy"} | {
+        "inject",
+        "on_failure",
+    }
     names = {*plugins.names("strategies"), *FILTERS, *keys} - {"when", "name"}
     assert sorted(name for name in names if f"`{name}`" not in RULES) == []
 

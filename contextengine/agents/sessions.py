@@ -21,33 +21,18 @@ from contextengine.agents.timers import Timers
 from contextengine.delivery.dead_letter import Failures, Origin, Stage, forms, headers
 from contextengine.engine.decide import decide
 from contextengine.engine.decision import Decision
-from contextengine.engine.partition import follow
+from contextengine.engine.partition import follow, subject
 from contextengine.errors import EngineDefect, LogReplaced, RecordRefused, UndecodableRecord
 from contextengine.monitoring.metrics import DEAD_LETTERS, DECIDE_SECONDS, EVENTS, INJECTIONS, SUPPRESSED
 from contextengine.schemas.codec import decode, encode
-from contextengine.schemas.events import (
-    AttemptReported,
-    ConversationEvent,
-    PartitionAssigned,
-    RetryDue,
-    RulesChanged,
-    Tick,
-)
+from contextengine.schemas.events import PartitionAssigned, RulesChanged
 from contextengine.schemas.session import Partition, Session, State
 from contextengine.tables.live import LiveTable, PartitionLock
-from contextengine.topics.catalogue import EVENT_BYTES, KEY_BYTES, Catalogue, partition_for
-from contextengine.topics.trace import trace_of
+from contextengine.topics.catalogue import Catalogue
+from contextengine.topics.intake import event_in
+from contextengine.topics.trace import caused_by, trace_of
 
 log = logging.getLogger(__name__)
-
-SMALL_BYTES = 1_024
-IDENTITY_CHARACTERS = 256
-IDENTITIES = (
-    *("producer", "channel", "speaker", "emotion"),
-    *("provider", "model", "route", "call_id", "user_id", "modality"),
-)
-"""What a session's state and its outputs repeat, and so must be short; a small event cannot hold much of it."""
-_SESSION_EVENTS = (ConversationEvent, Tick, AttemptReported, RetryDue)
 
 
 class SessionsAgent:
@@ -144,12 +129,12 @@ class SessionsAgent:
 
     async def _judge(self, record: ConsumerRecord, partition: Partition) -> None:
         try:
-            event = self._decode(record)
+            event = event_in(record, self._topics.events.partitions, decode)
             if isinstance(event, PartitionAssigned | RulesChanged):
                 follow(partition, event)
                 return
-            session = self._session(record, event)
-            if session is None or record.offset <= session.offset:
+            session = subject(event, record.offset, self._table.get(record.partition, record.key))
+            if session is None:
                 return
             rules = self._rule_sets.known(partition.rules_hash) or await self._rule_sets.of(partition.rules_hash)
         except UndecodableRecord as error:
@@ -162,39 +147,6 @@ class SessionsAgent:
         self._store(record, session, decision)
         self._send(record, decision)
 
-    def _decode(self, record: ConsumerRecord) -> Any:
-        """The event; UndecodableRecord for what is none, is too large, or sits in the wrong partition."""
-        value = record.value
-        if value is None:
-            raise UndecodableRecord("no value")
-        if len(value) > EVENT_BYTES:
-            raise UndecodableRecord(f"{len(value)} bytes, at most {EVENT_BYTES} are allowed")
-        event = decode(value)
-        if isinstance(event, PartitionAssigned | RulesChanged):
-            return event
-        if not isinstance(event, _SESSION_EVENTS):
-            raise UndecodableRecord(f"a {type(event).__name__} is no event")
-        key = event.session_id.encode()
-        if record.key != key:
-            raise UndecodableRecord(f"its key is {record.key!r}, its session {event.session_id!r}")
-        if len(key) > KEY_BYTES:
-            raise UndecodableRecord(f"a session id of {len(key)} bytes, at most {KEY_BYTES} are allowed")
-        if len(value) > SMALL_BYTES:
-            _check_identities(event)
-        belongs = partition_for(key, self._topics.events.partitions)
-        if belongs != record.partition:
-            raise UndecodableRecord(f"session {event.session_id!r} belongs into partition {belongs}")
-        return event
-
-    def _session(
-        self, record: ConsumerRecord, event: ConversationEvent | Tick | AttemptReported | RetryDue
-    ) -> Session | None:
-        """The session of an event; only an event of a conversation begins one."""
-        found = self._table.get(record.partition, record.key)
-        if isinstance(found, Session):
-            return found
-        return Session(event.session_id) if isinstance(event, ConversationEvent) else None
-
     def _store(self, record: ConsumerRecord, session: Session, decision: Decision) -> None:
         if decision.forget:
             self._table.remove(record.partition, record.key, record.offset)
@@ -206,6 +158,7 @@ class SessionsAgent:
     def _send(self, record: ConsumerRecord, decision: Decision) -> None:
         topics = self._topics
         trace = trace_of(record.headers)
+        caused = [*trace, caused_by(record.offset)]
         for topic, outputs in (
             (topics.injections, decision.attempts),
             (topics.injections, decision.cancellations),
@@ -214,7 +167,7 @@ class SessionsAgent:
             (topics.decisions, [decision.explanation] if decision.explanation else []),
         ):
             for output in outputs:
-                self._outbox.add(topic.name, record.partition, record.key, encode(output), trace)
+                self._outbox.add(topic.name, record.partition, record.key, encode(output), caused)
         for suppressed in decision.suppressed:
             SUPPRESSED.labels(suppressed.filter).inc()
         for result in decision.results:
@@ -224,7 +177,13 @@ class SessionsAgent:
                 dead.attempt.injection, dead.attempt.attempt, dead.first_failure_ms, dead.last_failure_ms
             )
             told = headers(
-                Stage.DELIVER, dead.error_class, dead.reason, self._origin(record), failures=failures, carried=trace
+                Stage.DELIVER,
+                dead.error_class,
+                dead.reason,
+                self._origin(record),
+                failures=failures,
+                redrives=dead.attempt.injection.redrives,
+                carried=trace,
             )
             self._outbox.add(topics.dead.name, record.partition, record.key, encode(dead.attempt), told)
             DEAD_LETTERS.labels(Stage.DELIVER).inc()
@@ -250,10 +209,3 @@ class SessionsAgent:
         return Origin(
             record.topic, record.partition, record.offset, record.timestamp, group=self._group, worker=self._worker
         )
-
-
-def _check_identities(event: Any) -> None:
-    """Raises UndecodableRecord when a field is too long that the session's state and its outputs repeat."""
-    for name in IDENTITIES:
-        if len(getattr(event, name, None) or "") > IDENTITY_CHARACTERS:
-            raise UndecodableRecord(f"{name} is longer than {IDENTITY_CHARACTERS} characters")

@@ -18,6 +18,7 @@ from contextengine.schemas.events import Tick
 
 MARGIN_MS = 2
 """How much later than due a Tick is published, so that its append time is hardly ever too early."""
+LOOK_AGAIN_MS = 60_000
 AGAIN_MS = 1_000
 """How long to wait before a Tick that the broker did not take is published again."""
 
@@ -36,21 +37,25 @@ class Timers:
         self._publish = publish
         self._is_armed = is_armed
         self._due: dict[int, list[tuple[int, str, str]]] = {}
-        self._clock = BrokerClock(time.time() * 1_000, time.monotonic() * 1_000)
+        self._clocks: dict[int, BrokerClock] = {}
         self._moved = asyncio.Event()
         self._publishing: set[asyncio.Task[None]] = set()
 
     def own(self, partition: int) -> None:
         """Wait for this partition's timers from now on."""
         self._due[partition] = []
+        self._clocks[partition] = BrokerClock(time.time() * 1_000, time.monotonic() * 1_000)
 
     def disown(self, partition: int) -> None:
         """Another worker waits for this partition's timers."""
         self._due.pop(partition, None)
+        self._clocks.pop(partition, None)
 
-    def learn(self, append_ms: int) -> None:
-        """The broker has just appended a record at this time."""
-        self._clock.learn(append_ms, time.monotonic() * 1_000)
+    def learn(self, partition: int, append_ms: int) -> None:
+        """The partition's broker has just appended a record at this time: each has a clock of its own."""
+        clock = self._clocks.get(partition)
+        if clock is not None:
+            clock.learn(append_ms, time.monotonic() * 1_000)
 
     def arm(self, partition: int, session_id: str, timer: str, due_ms: int) -> None:
         """Wait for a timer; one of a partition that is not owned is ignored."""
@@ -72,20 +77,23 @@ class Timers:
 
     async def _publish_due(self) -> None:
         self._moved.clear()
-        now_ms = self._clock.now_ms(time.monotonic() * 1_000) - MARGIN_MS
+        nearest_ms = LOOK_AGAIN_MS
         for partition, due in list(self._due.items()):
+            now_ms = self._clocks[partition].now_ms(time.monotonic() * 1_000) - MARGIN_MS
             for due_ms, session_id, timer in _take(due, now_ms):
                 if self._is_armed(partition, session_id, timer, due_ms):
                     publishing = asyncio.create_task(self._tick(partition, session_id, timer, due_ms))
                     self._publishing.add(publishing)
                     publishing.add_done_callback(self._publishing.discard)
-        nearest_ms = min((due[0][0] for due in self._due.values() if due), default=now_ms + 60_000)
+            if due:
+                nearest_ms = min(nearest_ms, due[0][0] - now_ms)
         with suppress(TimeoutError):
-            await asyncio.wait_for(self._moved.wait(), max(1, nearest_ms - now_ms) / 1_000)
+            await asyncio.wait_for(self._moved.wait(), max(1, nearest_ms) / 1_000)
 
     async def _tick(self, partition: int, session_id: str, timer: str, due_ms: int) -> None:
         try:
-            self.learn(await self._publish(partition, Tick(session_id=session_id, timer=timer, due_ms=due_ms)))
+            tick = Tick(session_id=session_id, timer=timer, due_ms=due_ms)
+            self.learn(partition, await self._publish(partition, tick))
         except Exception:  # noqa: BLE001 - whatever kept the broker from taking it, the timer is still due
             await asyncio.sleep(AGAIN_MS / 1_000)
             self.arm(partition, session_id, timer, due_ms)

@@ -81,6 +81,11 @@ def injection_id(session_id: str, rule: str, position: str, slot: str) -> str:
     return uuid5(_IDS, f"{session_id}\x1f{rule}\x1f{position}\x1f{slot}").hex
 
 
+def redriven_id(injection_id: str, number: int) -> str:
+    """The id under which a dead injection comes back for the `number`th time."""
+    return uuid5(_IDS, f"{injection_id}\x1fredrive\x1f{number}").hex
+
+
 def content_hash(context: Context) -> str:
     """A digest of what a context says, whoever says it when."""
     said = msgspec.json.encode((context.information, context.strategy, context.attention))

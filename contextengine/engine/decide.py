@@ -5,6 +5,7 @@ an injection and waits for its moment; what can happen without an event is put o
 world must do is in the Decision.
 
 Tick, AttemptReported and RetryDue act only on a matching entry of the state, and once: a second copy finds nothing.
+InjectionRedriven acts once for each of its numbers.
 """
 
 from __future__ import annotations
@@ -18,16 +19,17 @@ from contextengine.engine import clock
 from contextengine.engine.candidate import propose
 from contextengine.engine.decision import Decision
 from contextengine.engine.filters import refuse
-from contextengine.engine.lives import INJECTION_TIMER, Lives
+from contextengine.engine.lives import INJECTION_TIMER, SHOWN_CHARACTERS, Lives
 from contextengine.engine.moment import Moment
 from contextengine.engine.rules import RULE_TIMER, Rule, RuleSet
 from contextengine.engine.session import Arrival, advance
-from contextengine.engine.strategies.strategy import Evidence
+from contextengine.engine.strategies.strategy import Evidence, Timed
 from contextengine.errors import TemplateFailed
-from contextengine.schemas.decision import Acceptance, DecisionMade, Firing, Suppression
+from contextengine.schemas.decision import DecisionMade, Firing, Suppression
 from contextengine.schemas.events import (
     AttemptReported,
     ConversationEvent,
+    InjectionRedriven,
     RetryDue,
     SessionEnded,
     SessionFeedback,
@@ -36,14 +38,14 @@ from contextengine.schemas.events import (
 from contextengine.schemas.injection import Outcome
 from contextengine.schemas.session import Partition, RuleMemory, Session
 
-SHOWN_CHARACTERS: Final = 2_000
-"""How much of a context an explanation shows."""
 EVIDENCE_CHARACTERS: Final = 500
 FORGET_TIMER: Final = "forget"
 FORGET_AFTER_MS: Final = 3_600_000
 """An ended session is kept for so long, for reports and duplicates that come late."""
 ABANDONED_AFTER_MS: Final = 86_400_000
 """A session without an end is forgotten when it has had no event for so long."""
+AGAIN_MS: Final = 1_000
+"""How soon a strategy is asked again that after its Tick still names a time gone by: it must not fill the log."""
 
 
 def decide(
@@ -89,7 +91,7 @@ def _decide(
     if session.held:
         lives.release()
         lives.wait()
-    _arm(session, rules, decision)
+    _arm(session, event, now_ms, rules, decision)
     _seal(session, partition, now_ms, decision)
 
 
@@ -102,6 +104,8 @@ def _position(event: ConversationEvent | SessionFeedback) -> str:
             return f"report/{event.verdict.injection_id}/{event.verdict.attempt}"
         case RetryDue():
             return f"retry/{event.injection_id}/{event.attempt}"
+        case InjectionRedriven():
+            return f"redrive/{event.injection.injection_id}/{event.number}"
         case _:
             return event.position
 
@@ -113,6 +117,10 @@ def _hear(session: Session, event: SessionFeedback, now_ms: int, lives: Lives, d
             lives.judge(event.verdict)
         case RetryDue():
             lives.retry(event.injection_id, event.attempt)
+        case InjectionRedriven():
+            lives.redrive(event.injection, event.number)
+            if session.started_ms is None and not session.windows:
+                decision.forget = True  # only the redrive has begun it
         case Tick() if session.timers.get(event.timer) == event.due_ms:
             if now_ms < event.due_ms:
                 decision.timers.append((event.timer, event.due_ms))
@@ -148,22 +156,14 @@ def _consider(rule: Rule, moment: Moment, lives: Lives, decision: Decision) -> N
         return
     for held in [held for held in session.held.values() if held.injection.context.metadata.key == candidate.slot]:
         lives.call_back(held, Outcome.SUPERSEDED, f"a newer context of {rule.name}")
-    held = candidate.hold(session, now_ms)
-    session.held[held.injection.injection_id] = held
-    decision.accepted.append(
-        Acceptance(
-            rule=rule.name,
-            injection_id=held.injection.injection_id,
-            placement=held.placement.place.value,
-            text=candidate.context.render()[:SHOWN_CHARACTERS],
-        )
-    )
+    lives.accept(candidate.hold(session, now_ms))
 
 
 def _evidence(rule: Rule, moment: Moment) -> Evidence | None:
     """The rule's evidence on this event, and what the session remembers of its firing."""
-    memory = moment.session.rules.get(rule.name) or RuleMemory()
+    memory = _memory(moment.session, rule)
     evidence = rule.when.evidence(moment, memory)
+    _must_be_long(memory.counter, "counter")
     if evidence is not None:
         memory.fired += 1
         memory.last_fired_ms = moment.now_ms
@@ -176,13 +176,30 @@ def _evidence(rule: Rule, moment: Moment) -> Evidence | None:
     return shown
 
 
+def _memory(session: Session, rule: Rule) -> RuleMemory:
+    """What the session remembers of a rule; nothing of one whose `when` has changed since."""
+    memory = session.rules.get(rule.name)
+    if memory is None or (memory.when and memory.when != rule.when_digest):
+        return RuleMemory(when=rule.when_digest)
+    memory.when = rule.when_digest
+    return memory
+
+
+def _must_be_long(value: object, name: str) -> None:
+    """Raise TypeError for what neither a state nor a record can hold; a strategy may be anybody's."""
+    if not isinstance(value, int) or not -(2**63) <= value < 2**63:
+        raise TypeError(f"its {name} is {value!r}")
+
+
 def _failure(rule: Rule, error: Exception) -> Suppression:
     if isinstance(error, TemplateFailed):
         return Suppression(rule=rule.name, filter="template", reason=str(error)[:SHOWN_CHARACTERS])
     return Suppression(rule=rule.name, filter="rule", reason=f"{type(error).__name__}: {error}"[:SHOWN_CHARACTERS])
 
 
-def _arm(session: Session, rules: RuleSet, decision: Decision) -> None:
+def _arm(
+    session: Session, event: ConversationEvent | SessionFeedback, now_ms: int, rules: RuleSet, decision: Decision
+) -> None:
     """Put on timers what may happen though no event comes."""
     if decision.forget:
         return
@@ -199,15 +216,25 @@ def _arm(session: Session, rules: RuleSet, decision: Decision) -> None:
     session.armed_for = armed_for
     for rule, strategy in rules.timed:
         timer = RULE_TIMER + rule.name
-        try:
-            due_ms = strategy.due_ms(session, session.rules.get(rule.name) or RuleMemory())
-        except Exception as error:  # noqa: BLE001 - as above
-            decision.suppressed.append(_failure(rule, error))
-            due_ms = None
+        due_ms = _due_ms(rule, strategy, session, decision)
         if due_ms is None:
             session.timers.pop(timer, None)
+        elif due_ms <= now_ms and isinstance(event, Tick) and event.timer == timer:
+            decision.set_timer(session, timer, now_ms + AGAIN_MS)
         else:
             decision.set_timer(session, timer, due_ms)
+
+
+def _due_ms(rule: Rule, strategy: Timed, session: Session, decision: Decision) -> int | None:
+    """When the rule wants to be asked though no event comes; its own failure is an explained suppression."""
+    try:
+        due_ms = strategy.due_ms(session, _memory(session, rule))
+        if due_ms is not None:
+            _must_be_long(due_ms, "due_ms")
+    except Exception as error:  # noqa: BLE001 - as above
+        decision.suppressed.append(_failure(rule, error))
+        return None
+    return due_ms
 
 
 def _forget_or_wait(session: Session, now_ms: int, lives: Lives, decision: Decision) -> None:

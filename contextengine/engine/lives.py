@@ -8,26 +8,33 @@ from __future__ import annotations
 
 from typing import Final
 
+import msgspec
+
 from contextengine.delivery.next_step import RETRY_LINE_MS, End, next_step
-from contextengine.engine.candidate import content_hash
+from contextengine.engine.candidate import content_hash, redriven_id
 from contextengine.engine.decision import DeadInjection, Decision
 from contextengine.engine.placement import next_look_ms, ready
+from contextengine.schemas.decision import Acceptance
 from contextengine.schemas.events import HAND_OFF
 from contextengine.schemas.injection import (
     AttemptVerdict,
     Confirmation,
     Destination,
+    Injection,
     InjectionAttempt,
     InjectionCancelled,
     InjectionResult,
     Outcome,
     RetryRequested,
 )
-from contextengine.schemas.session import HeldInjection, LiveContext, Session, Stage
+from contextengine.schemas.session import HeldInjection, LiveContext, Placement, Session, Stage
 
 INJECTION_TIMER: Final = "injection:"
 REPORT_GRACE_MS: Final = 5_000
 """How long after its deadline the VoiceEngine's report on a hand-off is waited for."""
+SHOWN_CHARACTERS: Final = 2_000
+"""How much of a context an explanation shows."""
+REDRIVES_REMEMBERED: Final = 64
 
 
 class Lives:
@@ -37,6 +44,43 @@ class Lives:
         self._session = session
         self._now_ms = now_ms
         self._decision = decision
+
+    def accept(self, held: HeldInjection) -> None:
+        """From here on it is an injection, and will have an outcome."""
+        injection = held.injection
+        self._session.held[injection.injection_id] = held
+        self._decision.accepted.append(
+            Acceptance(
+                rule=injection.rule,
+                injection_id=injection.injection_id,
+                placement=held.placement.place.value,
+                text=injection.context.render()[:SHOWN_CHARACTERS],
+            )
+        )
+
+    def redrive(self, dead: Injection, number: int) -> None:
+        """A dead injection comes back, as one with a new id and as long a life as it had; a copy changes nothing."""
+        session, slot = self._session, dead.context.metadata.key
+        name = redriven_id(dead.injection_id, number)
+        if name in session.redriven:
+            return
+        session.redriven = [*session.redriven[1 - REDRIVES_REMEMBERED :], name]
+        newer = slot in session.live or any(
+            held.injection.context.metadata.key == slot for held in session.held.values()
+        )
+        again = msgspec.structs.replace(
+            dead,
+            injection_id=name,
+            trigger_ms=self._now_ms,
+            deadline_ms=self._now_ms + dead.context.metadata.ttl_ms,
+            redrives=number,
+        )
+        held = HeldInjection(again, Placement())
+        self.accept(held)
+        if session.started_ms is None or session.ended_ms is not None:
+            self.end(held, Outcome.EXPIRED, "the session is over")
+        elif newer:
+            self.end(held, Outcome.SUPERSEDED, f"the session has a newer context in the slot {slot}")
 
     def judge(self, verdict: AttemptVerdict) -> None:
         """Take the verdict on an attempt that is in flight; any other changes nothing."""

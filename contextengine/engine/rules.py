@@ -14,7 +14,7 @@ from typing import Final
 
 from contextengine.engine.builders import Builder
 from contextengine.engine.moment import Moment
-from contextengine.engine.strategies.strategy import Strategy, Timed, Worded
+from contextengine.engine.strategies.strategy import Strategy, Timed, Worded, digest_of
 from contextengine.engine.triggers.keywords import PhraseIndex
 from contextengine.schemas.context import Criticality, Respond, Trust
 from contextengine.schemas.events import AnyEvent, Tick
@@ -57,7 +57,10 @@ class Rule:
     policy: FailurePolicy | None = None
     shadow: bool = False
 
+    when_digest: str = field(init=False, repr=False)
+
     def __post_init__(self) -> None:
+        object.__setattr__(self, "when_digest", digest_of(self.when))
         if not self.name:
             raise ValueError("name must not be empty")
         if self.ttl_ms < 1 or self.timeout_ms < 1:

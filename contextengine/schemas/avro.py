@@ -1,8 +1,12 @@
 """The Avro schema of a record, derived from its type: the type is the one definition, the shipped file follows it.
 
-`python -m contextengine.schemas.avro` writes `avsc/`; a test fails while the two differ. Mapping (Avro 1.12): str
-and its enums -> string, int -> long, float -> double, bool -> boolean, `X | None` -> union with null first, list ->
-array, dict -> map, a Struct -> record. Enums are strings on the wire, so that a new member breaks no reader.
+`python -m contextengine.schemas.avro` writes `avsc/NAME.avsc`; a test fails while the two differ. Where the record
+itself has changed, and not only its words, what was there before stays as `avsc/NAME.1.avsc`, `NAME.2.avsc`: every
+version that was ever written is shipped. A field is only ever added, with a default.
+
+Mapping (Avro 1.12): str and its enums -> string, int -> long, float -> double, bool -> boolean, `X | None` -> union
+with null first, list -> array, dict -> map, a Struct -> record. Enums are strings on the wire, so that a new member
+breaks no reader.
 """
 
 from __future__ import annotations
@@ -14,6 +18,7 @@ from types import NoneType, UnionType
 from typing import Any, Final, Union, get_args, get_origin, get_type_hints
 
 import msgspec
+from fastavro.schema import fingerprint, to_parsing_canonical_form
 from msgspec import Struct
 
 NAMESPACE: Final = "contextengine"
@@ -60,13 +65,33 @@ def _type(hint: Any, named: set[str]) -> Any:
     raise TypeError(f"{hint!r} has no Avro type here")
 
 
+def fingerprint_of(schema: dict[str, Any]) -> bytes:
+    """The CRC-64-AVRO fingerprint of a schema, 8 bytes as they stand in a record."""
+    return bytes.fromhex(fingerprint(to_parsing_canonical_form(schema), "CRC-64-AVRO"))
+
+
+def former(record: type[Struct]) -> list[dict[str, Any]]:
+    """The schemas that `record` had before, the oldest first."""
+    files = sorted(AVSC.glob(f"{record.__name__}.*.avsc"), key=lambda file: int(file.suffixes[0][1:]))
+    return [json.loads(file.read_text()) for file in files]
+
+
 def avsc_text(record: type[Struct]) -> str:
     """The content of the shipped file for `record`."""
     return json.dumps(schema_of(record), indent=2) + "\n"
 
 
+def ship(record: type[Struct]) -> None:
+    """Write the file of `record`; one that says something else is kept as a former version."""
+    file = AVSC / f"{record.__name__}.avsc"
+    shipped = file.read_text() if file.exists() else None
+    if shipped is not None and fingerprint_of(json.loads(shipped)) != fingerprint_of(schema_of(record)):
+        file.rename(AVSC / f"{record.__name__}.{len(former(record)) + 1}.avsc")
+    file.write_text(avsc_text(record))
+
+
 if __name__ == "__main__":
     from contextengine.schemas.codec import RECORDS
 
-    for shipped in RECORDS:
-        (AVSC / f"{shipped.__name__}.avsc").write_text(avsc_text(shipped))
+    for each in RECORDS:
+        ship(each)

@@ -1,28 +1,30 @@
-"""Records to bytes and back: Avro single-object encoding.
+"""Records to bytes and back: a header that names the schema, then the Avro binary payload.
 
-A record's bytes are the marker C3 01, the CRC-64-AVRO fingerprint of its schema (8 bytes, little endian) and the Avro
-binary payload (Avro 1.12 specification, "Single-object encoding"). The fingerprint names the type and its version, so a
-topic may hold many types and no service is needed to read it.
+As a rule the header is that of Avro's single-object encoding (Avro 1.12): the marker C3 01 and the CRC-64-AVRO
+fingerprint of the schema (8 bytes, little endian); no service is needed to read it. With a schema registry it is the
+registry's: a zero byte and the schema's id there (4 bytes, big endian). Either names the type and its version, so a
+topic may hold many types. Records are written in the newest version of their schema; every version shipped is read.
 """
 
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Mapping
 from types import NoneType
 from typing import Any, Final, TypeVar, cast, get_args, get_type_hints
 
 import msgspec
 from fastavro import parse_schema, schemaless_reader, schemaless_writer
-from fastavro.schema import fingerprint, to_parsing_canonical_form
 from msgspec import Struct
 
 from contextengine.errors import UndecodableRecord
-from contextengine.schemas.avro import schema_of
+from contextengine.schemas.avro import NAMESPACE, fingerprint_of, former, schema_of
 from contextengine.schemas.decision import DecisionMade
 from contextengine.schemas.events import (
     CONVERSATION_EVENTS,
     AttemptReported,
+    InjectionRedriven,
     PartitionAssigned,
     RetryDue,
     RulesChanged,
@@ -38,12 +40,15 @@ from contextengine.schemas.injection import (
 
 MARKER: Final = b"\xc3\x01"
 HEADER_BYTES: Final = 10
+REGISTRY_MARKER: Final = b"\x00"
+REGISTRY_HEADER_BYTES: Final = 5
 
 EVENTS: Final[tuple[type[Struct], ...]] = (
     *CONVERSATION_EVENTS,
     Tick,
     AttemptReported,
     RetryDue,
+    InjectionRedriven,
     PartitionAssigned,
     RulesChanged,
 )
@@ -65,17 +70,37 @@ def _is_plain(hint: Any) -> bool:
 
 
 class _Form:
-    """How one record type is written and read."""
+    """One version of a record's schema: how it is read, and the newest one also how it is written."""
 
-    __slots__ = ("build", "header", "nested", "record", "schema")
+    __slots__ = ("_build", "_nested", "_newest", "_schema", "fingerprint", "record")
 
-    def __init__(self, record: type[Struct]) -> None:
-        schema = schema_of(record)
+    def __init__(self, record: type[Struct], schema: dict[str, Any], newest: dict[str, Any] | None = None) -> None:
         self.record = record
-        self.schema = parse_schema(schema)
-        self.header = MARKER + bytes.fromhex(fingerprint(to_parsing_canonical_form(schema), "CRC-64-AVRO"))
-        self.nested = not all(_is_plain(hint) for hint in get_type_hints(record).values())
-        self.build: Callable[[dict[str, Any]], Struct] = self._convert if self.nested else self._call
+        self.fingerprint = fingerprint_of(schema)
+        self._schema = parse_schema(schema)
+        self._newest = None if newest is None else parse_schema(newest)
+        self._nested = not all(_is_plain(hint) for hint in get_type_hints(record).values())
+        self._build: Callable[[dict[str, Any]], Struct] = self._convert if self._nested else self._call
+
+    def write(self, out: io.BytesIO, record: Struct) -> None:
+        """Append the payload of `record`."""
+        fields = msgspec.to_builtins(record) if self._nested else msgspec.structs.asdict(record)
+        try:
+            schemaless_writer(out, self._schema, fields)
+        except OverflowError as error:
+            raise ValueError(f"{self.record.__name__}: {error}") from error
+
+    def read(self, data: bytes, start: int) -> Struct:
+        """The record whose payload begins at `start`; UndecodableRecord says what is wrong with it."""
+        stream = io.BytesIO(data)
+        stream.seek(start)
+        try:
+            record = self._build(cast("dict[str, Any]", schemaless_reader(stream, self._schema, self._newest)))
+        except Exception as error:  # fastavro raises many types for broken bytes, and all of them mean this
+            raise UndecodableRecord(f"{self.record.__name__}: {type(error).__name__}: {error}") from error
+        if stream.tell() != len(data):
+            raise UndecodableRecord(f"{self.record.__name__}: {len(data) - stream.tell()} bytes left over")
+        return record
 
     def _call(self, fields: dict[str, Any]) -> Struct:
         return self.record(**fields)
@@ -84,51 +109,78 @@ class _Form:
         return msgspec.convert(fields, self.record)
 
 
-_FORMS: Final = {record: _Form(record) for record in RECORDS}
-_BY_HEADER: Final = {form.header: form for form in _FORMS.values()}
-
-
-def encode(record: Struct) -> bytes:
-    """The bytes of `record`. TypeError or ValueError when a field holds what its type does not allow."""
-    form = _FORMS[type(record)]
-    out = io.BytesIO()
-    out.write(form.header)
-    fields = msgspec.to_builtins(record) if form.nested else msgspec.structs.asdict(record)
-    try:
-        schemaless_writer(out, form.schema, fields)
-    except OverflowError as error:
-        raise ValueError(f"{form.record.__name__}: {error}") from error
-    return out.getvalue()
-
-
-def decode(data: bytes) -> Struct:
-    """The record in `data`; UndecodableRecord says what is wrong with the bytes."""
-    form = _BY_HEADER.get(data[:HEADER_BYTES])
-    if form is None:
-        raise UndecodableRecord(_unknown_header(data))
-    stream = io.BytesIO(data)
-    stream.seek(HEADER_BYTES)
-    try:
-        record = form.build(cast("dict[str, Any]", schemaless_reader(stream, form.schema, None)))
-    except Exception as error:  # fastavro raises many types for broken bytes, and all of them mean this
-        raise UndecodableRecord(f"{form.record.__name__}: {type(error).__name__}: {error}") from error
-    if stream.tell() != len(data):
-        raise UndecodableRecord(f"{form.record.__name__}: {len(data) - stream.tell()} bytes left over")
-    return record
-
-
+_NEWEST: Final = {record: _Form(record, schema_of(record)) for record in RECORDS}
+_FORMS: Final = [
+    *_NEWEST.values(),
+    *(_Form(record, schema, schema_of(record)) for record in RECORDS for schema in former(record)),
+]
+_SINGLE_OBJECT: Final = {MARKER + form.fingerprint: form for form in _FORMS}
 _R = TypeVar("_R", bound=Struct)
 
 
-def decode_as(record: type[_R], data: bytes) -> _R:
-    """The record in `data`, which must be a `record`; UndecodableRecord when it is another."""
-    found = decode(data)
-    if not isinstance(found, record):
-        raise UndecodableRecord(f"a {type(found).__name__}, expected a {record.__name__}")
-    return found
+class Codec:
+    """How the records of an installation are written and read.
+
+    `headers` has the header of every schema by its fingerprint, all of one length.
+    """
+
+    def __init__(self, headers: Mapping[bytes, bytes]) -> None:
+        self._headers = {record: headers[form.fingerprint] for record, form in _NEWEST.items()}
+        self._forms = {headers[form.fingerprint]: form for form in _FORMS}
+        self._header_bytes = len(next(iter(self._forms)))
+
+    def encode(self, record: Struct) -> bytes:
+        """The bytes of `record`. TypeError or ValueError when a field holds what its type does not allow."""
+        kind = type(record)
+        out = io.BytesIO()
+        out.write(self._headers[kind])
+        _NEWEST[kind].write(out, record)
+        return out.getvalue()
+
+    def decode(self, data: bytes) -> Struct:
+        """The record in `data`; UndecodableRecord says what is wrong with the bytes.
+
+        A record in single-object encoding is always read: an installation may come to have a schema registry.
+        """
+        form = self._forms.get(data[: self._header_bytes])
+        if form is not None:
+            return form.read(data, self._header_bytes)
+        form = _SINGLE_OBJECT.get(data[:HEADER_BYTES])
+        if form is None:
+            raise UndecodableRecord(_unknown_header(data))
+        return form.read(data, HEADER_BYTES)
+
+    def decode_as(self, record: type[_R], data: bytes) -> _R:
+        """The record in `data`, which must be a `record`; UndecodableRecord when it is another."""
+        found = self.decode(data)
+        if not isinstance(found, record):
+            raise UndecodableRecord(f"a {type(found).__name__}, expected a {record.__name__}")
+        return found
+
+
+SINGLE_OBJECT: Final = Codec({form.fingerprint: header for header, form in _SINGLE_OBJECT.items()})
+encode: Final = SINGLE_OBJECT.encode
+decode: Final = SINGLE_OBJECT.decode
+decode_as: Final = SINGLE_OBJECT.decode_as
+
+
+def registry_codec(ids: Mapping[bytes, int]) -> Codec:
+    """The codec of a schema registry that has each schema, by its fingerprint, under such an id."""
+    return Codec({name: REGISTRY_MARKER + number.to_bytes(4, "big") for name, number in ids.items()})
+
+
+def shipped_schemas() -> list[tuple[str, bytes, str]]:
+    """Every schema of every record, the oldest version first: the record's full name, fingerprint, JSON text."""
+    schemas = ((record, schema) for record in RECORDS for schema in [*former(record), schema_of(record)])
+    return [
+        (f"{NAMESPACE}.{record.__name__}", fingerprint_of(schema), json.dumps(schema)) for record, schema in schemas
+    ]
 
 
 def _unknown_header(data: bytes) -> str:
+    if data.startswith(REGISTRY_MARKER) and len(data) >= REGISTRY_HEADER_BYTES:
+        number = int.from_bytes(data[1:REGISTRY_HEADER_BYTES], "big")
+        return f"a schema registry's record, of schema id {number}, which is none of ours"
     if not data.startswith(MARKER):
         return f"no single-object Avro: starts with {data[:2].hex() or 'nothing'}, expected {MARKER.hex()}"
     if len(data) < HEADER_BYTES:

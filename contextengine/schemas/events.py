@@ -4,6 +4,7 @@
     Tick                    a timer of a session has fired: time is an event too, so that a replay is exact
     AttemptReported         what became of an attempt to deliver an injection
     RetryDue                a delay line has held a retry for its length
+    InjectionRedriven       somebody sends a dead injection back
     PartitionAssigned       a worker has taken over a partition
     RulesChanged            from here on a partition's events are judged by these rules
 
@@ -17,7 +18,7 @@ from typing import TypeAlias
 
 from msgspec import Struct
 
-from contextengine.schemas.injection import AttemptVerdict
+from contextengine.schemas.injection import AttemptVerdict, Injection
 
 USER = "user"
 ASSISTANT = "assistant"
@@ -244,11 +245,23 @@ class RetryDue(Struct, frozen=True, kw_only=True, gc=False):
     attempt: int
 
 
+class InjectionRedriven(Struct, frozen=True, kw_only=True, gc=False):
+    """Somebody sends a dead injection back, for the `number`th time: a new injection for a session that goes on."""
+
+    session_id: str
+    injection: Injection
+    number: int
+
+
 class PartitionAssigned(Struct, frozen=True, kw_only=True):
-    """A worker has taken over the partition: its append time is the base of the worker's timers."""
+    """A worker has taken over the partition: its append time is the base of the worker's timers.
+
+    `engine` is the version of the engine that judges from here on.
+    """
 
     worker: str
     generation: int
+    engine: str = ""
 
 
 class RulesChanged(Struct, frozen=True, kw_only=True):
@@ -258,7 +271,7 @@ class RulesChanged(Struct, frozen=True, kw_only=True):
     rules_hash: str
 
 
-SessionFeedback: TypeAlias = Tick | AttemptReported | RetryDue
+SessionFeedback: TypeAlias = Tick | AttemptReported | RetryDue | InjectionRedriven
 PartitionEvent: TypeAlias = PartitionAssigned | RulesChanged
 AnyEvent: TypeAlias = ConversationEvent | SessionFeedback | PartitionEvent
 

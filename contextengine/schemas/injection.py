@@ -66,6 +66,7 @@ class Injection(Struct, frozen=True, kw_only=True):
 
     `injection_id` is the hex of a UUIDv5 over session, rule, trigger position and slot: every copy has the same one.
     `trigger_ms` is when the trigger happened and `deadline_ms` when the context is of no use any more (broker time).
+    `redrives` is how often it has come back from the dead letters: each time with an id and a life of its own.
     """
 
     injection_id: str
@@ -77,6 +78,7 @@ class Injection(Struct, frozen=True, kw_only=True):
     timeout_ms: int
     context: Context
     policy: FailurePolicy
+    redrives: int = 0
 
 
 class Destination(Struct, frozen=True, kw_only=True):

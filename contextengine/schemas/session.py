@@ -1,7 +1,11 @@
 """What is remembered about a session and about a partition: the values of the sessions table.
 
 The state is JSON, not Avro: it is written by one program and read back by the same one, at every flush, and JSON
-encodes an order of magnitude faster. `version` names its shape; `load_state` reads every older one.
+encodes an order of magnitude faster. `version` names its shape; `load_state` reads every older one, and `dump_state`
+writes the one before as well: while engines of two versions share the partitions, all of them write what all can read.
+
+    1   the first
+    2   RuleMemory.when: a rule whose `when` changes begins to count anew; Session.redriven
 """
 
 from __future__ import annotations
@@ -15,7 +19,7 @@ from msgspec import Struct
 from contextengine.errors import UndecodableRecord
 from contextengine.schemas.injection import Confirmation, Injection
 
-STATE_VERSION: Final = 1
+STATE_VERSION: Final = 2
 
 
 class Stage(StrEnum):
@@ -89,15 +93,22 @@ class LiveContext(Struct, gc=False):
 
 
 class RuleMemory(Struct, gc=False):
-    """What a rule remembers about a session: when it last fired, how often, and a counter of its strategy's own."""
+    """What a rule remembers about a session: when it last fired, how often, and a counter of its strategy's own.
+
+    `when` is the digest of the strategy that counted; "" in a state of version 1.
+    """
 
     fired: int = 0
     last_fired_ms: int = 0
     counter: int = 0
+    when: str = ""
 
 
 class Session(Struct, tag="session"):
-    """Everything the engine knows about one conversation. Times are broker milliseconds unless said otherwise."""
+    """Everything the engine knows about one conversation. Times are broker milliseconds unless said otherwise.
+
+    `redriven` has the ids of the last injections that came back from the dead letters.
+    """
 
     session_id: str
     version: int = STATE_VERSION
@@ -135,6 +146,7 @@ class Session(Struct, tag="session"):
     armed_for: str = ""
     outcomes: dict[str, int] = {}
     digest: str = ""
+    redriven: list[str] = []
 
 
 class Partition(Struct, tag="partition"):
@@ -155,15 +167,27 @@ class Partition(Struct, tag="partition"):
 State: TypeAlias = Session | Partition
 
 _decoder: Final = msgspec.json.Decoder(State)
-dump_state: Final = msgspec.json.Encoder().encode
+_encode: Final = msgspec.json.Encoder().encode
+
+
+def dump_state(state: State, version: int = STATE_VERSION) -> bytes:
+    """The bytes of a state, in the newest version or the one before; what that one cannot hold is left out."""
+    if version == STATE_VERSION:
+        return _encode(state)
+    fields = msgspec.to_builtins(state) | {"version": version}
+    fields.pop("redriven", None)
+    for memory in fields.get("rules", {}).values():
+        del memory["when"]
+    return _encode(fields)
 
 
 def load_state(data: bytes) -> State:
-    """The state in these bytes; UndecodableRecord when they are none, or a newer engine's."""
+    """The state in these bytes, as of the newest version; UndecodableRecord when they are none, or a newer engine's."""
     try:
         state: State = _decoder.decode(data)
     except msgspec.DecodeError as error:
         raise UndecodableRecord(f"state: {error}") from error
     if state.version > STATE_VERSION:
         raise UndecodableRecord(f"state of version {state.version}; this engine reads up to {STATE_VERSION}")
+    state.version = STATE_VERSION
     return state

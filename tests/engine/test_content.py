@@ -8,8 +8,9 @@ from contextengine.engine.builders import Text
 from contextengine.engine.rules import Rule, RuleSet
 from contextengine.engine.strategies.temporal import Every, EveryMessages
 from contextengine.schemas.context import Trust
-from contextengine.schemas.events import ASSISTANT, EmotionShifted, MessageCompleted
+from contextengine.schemas.events import ASSISTANT, EmotionShifted, MessageCompleted, Tick
 from contextengine.schemas.injection import Outcome
+from contextengine.schemas.session import dump_state, load_state
 from contextengine.testing import Call
 
 
@@ -117,6 +118,39 @@ def test_a_strategy_that_raises_when_it_is_asked_for_its_time_is_explained_and_t
     }
     call.advance_ms(60_000)
     assert told(call) == ["60 s"]
+
+
+def test_a_strategy_that_names_a_time_or_counts_what_no_state_can_hold_is_explained_and_the_state_stays_readable():
+    class Odd(Every):
+        def due_ms(self, session, memory):  # noqa: ARG002
+            return 1e12
+
+    class Counting(EveryMessages):
+        def evidence(self, moment, memory):
+            memory.counter = float("inf")
+            return super().evidence(moment, memory)
+
+    build = Text(information={"told": "x"})
+    rules = (Rule(name="odd", when=Odd(1_000), build=build), Rule(name="counting", when=Counting(1), build=build))
+    call = Call(RuleSet(rules))
+    call.says("hello")
+    reasons = {(held.rule, held.reason) for held in call.suppressed()}
+    assert reasons == {
+        ("odd", "TypeError: its due_ms is 1000000000000.0"),
+        ("counting", "TypeError: its counter is inf"),
+    }
+    assert load_state(dump_state(call.state)) == call.state
+
+
+def test_a_strategy_that_fails_on_its_own_tick_is_asked_again_a_second_later_and_does_not_fill_the_log():
+    class Broken(Every):
+        def evidence(self, moment, memory):  # noqa: ARG002
+            raise KeyError("period")
+
+    call = Call(RuleSet((Rule(name="broken", when=Broken(1_000), build=Text(information={"told": "x"})),)))
+    call.advance_ms(60_000)
+    ticks = [record for record, _ in call.log if isinstance(record, Tick) and record.timer == "rule:broken"]
+    assert 50 <= len(ticks) <= 60
 
 
 @pytest.mark.parametrize(

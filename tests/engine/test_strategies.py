@@ -9,6 +9,7 @@ from contextengine.engine.rules import Rule, RuleSet
 from contextengine.engine.strategies.compose import All
 from contextengine.engine.strategies.semantic import Emotion, Keyword
 from contextengine.engine.strategies.state_based import ConversationReaches, Silence
+from contextengine.engine.strategies.strategy import digest_of
 from contextengine.engine.strategies.temporal import Every, EveryMessages
 from contextengine.schemas.events import (
     ASSISTANT,
@@ -267,6 +268,32 @@ def test_a_session_remembers_how_often_and_when_last_a_rule_fired_and_nothing_of
     call.says("no chairs")
     [(name, memory)] = call.state.rules.items()
     assert (name, memory.fired, memory.last_fired_ms) == ("rule-0", 2, last_said_ms)
+
+
+def test_a_rule_whose_when_has_changed_begins_to_count_anew_and_any_other_change_leaves_its_memory():
+    def rules(count, text, rules_hash):
+        rule = Rule(name="nth", when=EveryMessages(count), build=Text(information={"n": text}))
+        return RuleSet((rule,), rules_hash)
+
+    call = Call(rules(2, "a", "first"))
+    for _ in range(10):
+        call.says("hello")
+    assert len(call.injections()) == 1, "the same text is a duplicate"
+    call.change_rules(rules(2, "b", "second"))
+    call.says("hello")
+    assert len(call.injections()) == 1, "eleven messages are no new pair"
+    call.change_rules(rules(11, "c", "third"))
+    call.says("hello")
+    assert call.injections()[-1].context.information == {"n": "c"}, "twelve messages are eleven and one"
+    call.says("hello")
+    assert len(call.injections()) == 2
+
+
+def test_strategies_are_told_apart_by_their_parameters_and_named_alike_in_every_process():
+    assert digest_of(EveryMessages(2)) == digest_of(EveryMessages(2)) == "fb827386fa83"
+    assert len({digest_of(one) for one in (EveryMessages(2), EveryMessages(3), Every(2_000), Keyword(("a",)))}) == 4
+    joined = [All((Keyword(("a",)), EveryMessages(count))) for count in (1, 2)]
+    assert digest_of(joined[0]) != digest_of(joined[1])
 
 
 def test_a_thousand_rules_are_not_asked_about_a_message_that_names_none_of_their_words():

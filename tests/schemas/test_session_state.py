@@ -9,14 +9,24 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from contextengine.errors import UndecodableRecord
-from contextengine.schemas.session import STATE_VERSION, Partition, Session, dump_state, load_state
+from contextengine.schemas.session import (
+    STATE_VERSION,
+    Line,
+    Partition,
+    RuleMemory,
+    SeqWindow,
+    Session,
+    dump_state,
+    load_state,
+)
+from contextengine.settings import load
 
 
 @examples(100)
 @given(
     state=st.one_of(
         any_record(Session, version=st.just(STATE_VERSION), time_scale=st.floats(1e-3, 1e3)),
-        any_record(Partition, version=st.just(1)),
+        any_record(Partition, version=st.just(STATE_VERSION)),
     )
 )
 def test_every_state_comes_back_as_it_was(state):
@@ -35,6 +45,56 @@ def test_the_state_of_a_newer_engine_is_refused_and_both_versions_are_told(state
         UndecodableRecord, match=f"version {STATE_VERSION + 1}; this engine reads up to {STATE_VERSION}"
     ):
         load_state(dump_state(state))
+
+
+@examples(50)
+@given(state=any_record(Session, version=st.just(STATE_VERSION), time_scale=st.floats(1e-3, 1e3)))
+def test_a_state_written_for_older_engines_has_nothing_that_they_do_not_know(state):
+    written = msgspec.json.decode(dump_state(state, version=1))
+    assert written["version"] == 1
+    assert "redriven" not in written
+    assert not any("when" in memory for memory in written["rules"].values())
+    read = load_state(dump_state(state, version=1))
+    state.redriven = []
+    for memory in state.rules.values():
+        memory.when = ""
+    assert read == state
+
+
+def test_a_worker_writes_the_newest_version_unless_it_is_told_otherwise():
+    assert load(environ={}).state_version == STATE_VERSION
+
+
+def test_the_state_that_version_1_wrote_is_read_as_of_the_newest_version():
+    """These bytes were written by the engine that knew version 1 alone."""
+    state = load_state(
+        b'{"type":"session","session_id":"s","version":1,"offset":7,"started_ms":1,"ended_ms":null,"last_event_ms":5,'
+        b'"clock_offset_ms":0,"time_scale":1.0,"user_id":null,"provider":"p","model":"m","route":"attach","call_id":null,'
+        b'"modality":"voice","facts":{},"windows":{"voice/0":{"highest":3,"seen":15}},"duplicates":0,"stragglers":0,'
+        b'"missing":0,"messages":2,"turns":1,"history":[{"speaker":"user","text":"hello","at_ms":2}],"speaking":null,'
+        b'"generating":false,"playing":false,"tools":0,"muted":false,"quiet_since_ms":5,"emotion":"neutral","timers":{},'
+        b'"held":{},"live":{},"rules":{"tenth":{"fired":1,"last_fired_ms":4,"counter":1}},"armed_for":"h/1/5",'
+        b'"outcomes":{"delivered":1},"digest":"ab"}'
+    )
+    assert state == Session(
+        "s",
+        offset=7,
+        started_ms=1,
+        last_event_ms=5,
+        provider="p",
+        model="m",
+        route="attach",
+        modality="voice",
+        windows={"voice/0": SeqWindow(3, 15)},
+        messages=2,
+        turns=1,
+        history=[Line("user", "hello", 2)],
+        quiet_since_ms=5,
+        rules={"tenth": RuleMemory(1, 4, 1)},
+        armed_for="h/1/5",
+        outcomes={"delivered": 1},
+        digest="ab",
+    )
 
 
 def test_a_state_that_was_written_before_a_field_existed_gets_the_fields_default():

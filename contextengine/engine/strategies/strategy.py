@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol, TypeAlias, runtime_checkable
+from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
+from dataclasses import fields, is_dataclass
+from enum import Enum
+from hashlib import blake2b
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
 
 if TYPE_CHECKING:
     from contextengine.engine.moment import Moment
@@ -42,3 +47,24 @@ class Worded(Protocol):
     @property
     def phrases(self) -> frozenset[str]:
         """Words and phrases as `engine.triggers.keywords` defines them."""
+
+
+def digest_of(strategy: Strategy) -> str:
+    """A name for the strategy with its parameters, the same in every process."""
+    return blake2b(_written(strategy).encode(), digest_size=6).hexdigest()
+
+
+def _written(value: Any) -> str:
+    """A parameter as text; of one that cannot be compared, its type."""
+    if is_dataclass(value):
+        given = (f"{field.name}={_written(getattr(value, field.name))}" for field in fields(value) if field.init)
+        return f"{type(value).__qualname__}({', '.join(given)})"
+    if isinstance(value, Enum):
+        return _written(value.value)
+    if isinstance(value, tuple | list):
+        return f"[{', '.join(map(_written, value))}]"
+    if isinstance(value, AbstractSet):
+        return f"[{', '.join(sorted(map(_written, value)))}]"
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(sorted(f'{_written(key)}: {_written(part)}' for key, part in value.items()))}}}"
+    return repr(value) if isinstance(value, str | int | float | None) else type(value).__qualname__
