@@ -14,6 +14,7 @@ The tree says what can go wrong, and whether trying again helps:
     ├── TemplateFailed          a template met a missing or wrong value; the context is suppressed
     ├── Unrenderable            a provider cannot carry this injection; the attempt is refused
     ├── BrokerUnavailable       no broker answers; trying again helps once it does
+    ├── RegistryUnavailable     no schema registry answers; trying again helps once it does
     └── RecordRefused           the broker will not have a record; trying again does not help
 """
 
@@ -76,6 +77,10 @@ class TemplateFailed(ContextEngineError):
 
 class Unrenderable(ContextEngineError):
     """A provider cannot carry this injection in any form."""
+
+
+class RegistryUnavailable(ContextEngineError):
+    """No schema registry answers; trying again helps once it does."""
 
 
 class BrokerUnavailable(ContextEngineError):

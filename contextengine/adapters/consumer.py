@@ -23,7 +23,6 @@ from contextengine.adapters.redelivery import verdicts_since
 from contextengine.delivery.next_step import RETRY_LINE_MS
 from contextengine.errors import UndecodableRecord, Unrenderable
 from contextengine.monitoring.metrics import ATTEMPTS, EVENT_TO_DELIVERY_SECONDS
-from contextengine.schemas.codec import decode
 from contextengine.schemas.events import ATTACH
 from contextengine.schemas.injection import AttemptVerdict, InjectionAttempt, InjectionCancelled, Verdict
 from contextengine.topics.errand import NO_ANSWER
@@ -170,7 +169,7 @@ class DeliveryConsumer:
 
     def _take(self, partition: _Partition, record: ConsumerRecord) -> None:
         try:
-            injection = decode(record.value or b"")
+            injection = self._attempts.codec.decode(record.value or b"")
         except UndecodableRecord as error:
             self._start(partition, self._bury(record, error))
             return

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Final
 
 from contextengine.adapters.group_reader import GroupReader
 from contextengine.errors import UndecodableRecord
-from contextengine.schemas.codec import decode_as, encode
 from contextengine.schemas.events import RetryDue
 from contextengine.schemas.injection import RetryRequested
 from contextengine.topics.trace import trace_of
@@ -79,13 +78,13 @@ class DelayLine:
 
     async def _release(self, record: ConsumerRecord) -> None:
         try:
-            retry = decode_as(RetryRequested, record.value or b"")
+            retry = self._attempts.codec.decode_as(RetryRequested, record.value or b"")
         except UndecodableRecord as error:
             await self._attempts.bury(record, error, self._reader.group)
         else:
             event = RetryDue(session_id=retry.session_id, injection_id=retry.injection_id, attempt=retry.attempt)
-            events = self._attempts.topics.events
+            value = self._attempts.codec.encode(event)
             await self._attempts.write(
-                events, record.partition, retry.session_id, encode(event), trace_of(record.headers)
+                self._attempts.topics.events, record.partition, retry.session_id, value, trace_of(record.headers)
             )
         self._reader.finish(record)

@@ -15,13 +15,13 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from contextengine.adapters.group_reader import stop
 from contextengine.adapters.lanes import KnownVerdicts
 from contextengine.errors import UndecodableRecord
-from contextengine.schemas.codec import decode_as
 from contextengine.schemas.injection import AttemptVerdict
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from contextengine.adapters.attempt_log import AttemptLog
+    from contextengine.schemas.codec import Codec
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +52,7 @@ async def verdicts_since(positions: Mapping[int, int], attempts: AttemptLog) -> 
             for tp, records in (await consumer.getmany(*ends, timeout_ms=100)).items():
                 for record in records:
                     if record.value is not None:
-                        _add(known[tp.partition], record.value)
+                        _add(known[tp.partition], record.value, attempts.codec)
             ends = {tp: end for tp, end in ends.items() if await consumer.position(tp) <= end}
         return known
     finally:
@@ -77,8 +77,8 @@ async def _oldest(consumer: AIOKafkaConsumer, topic: str, positions: Mapping[int
     return oldest_ms
 
 
-def _add(known: KnownVerdicts, value: bytes) -> None:
+def _add(known: KnownVerdicts, value: bytes, codec: Codec) -> None:
     try:
-        known.add(decode_as(AttemptVerdict, value))
+        known.add(codec.decode_as(AttemptVerdict, value))
     except UndecodableRecord as unreadable:  # not ours to bury: whoever acts on the attempts topic does that
         log.warning("a record of the attempts topic is skipped: %s", unreadable)

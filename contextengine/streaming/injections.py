@@ -26,7 +26,6 @@ from contextengine.adapters.attempt_log import AttemptLog
 from contextengine.adapters.group_reader import stop
 from contextengine.adapters.lanes import Queued, without_sending
 from contextengine.errors import UndecodableRecord
-from contextengine.schemas.codec import decode
 from contextengine.schemas.events import HAND_OFF
 from contextengine.schemas.injection import (
     AttemptVerdict,
@@ -201,7 +200,7 @@ class Injections:
         if (record.key or b"").decode(errors="replace") not in self._sessions:
             return
         try:
-            injection = decode(record.value or b"")
+            injection = self._attempts.codec.decode(record.value or b"")
         except UndecodableRecord:
             return  # the delivery consumer makes it a dead letter
         match injection:

@@ -25,9 +25,10 @@ from aiokafka import AIOKafkaProducer
 from aiokafka import errors as kafka
 
 from contextengine.errors import TopicMismatch
-from contextengine.schemas.codec import encode
+from contextengine.schemas.codec import SINGLE_OBJECT
 from contextengine.schemas.events import AudioChunkReceived, ConversationEvent, SessionEnded
 from contextengine.topics.catalogue import EVENT_BYTES, HEADERS_BYTES, KEY_BYTES, catalogue, partition_for
+from contextengine.topics.registry import codec_of
 from contextengine.topics.rulebook import must_exist
 
 if TYPE_CHECKING:
@@ -116,6 +117,7 @@ class Publisher:
         self.audio_window_ms = audio_window_ms
         self._settings = settings
         self._topic = catalogue(settings).events
+        self._codec = SINGLE_OBJECT
         self._incarnation = incarnation
         self._close_ms = close_ms
         self._lanes = [_Lane() for _ in range(settings.partitions)]
@@ -127,6 +129,7 @@ class Publisher:
         self._complained_s = -COMPLAIN_EVERY_S
 
     async def __aenter__(self) -> Self:
+        self._codec = await asyncio.to_thread(codec_of, self._settings)
         self._shipping = asyncio.create_task(self._ship(), name=f"publisher {self.name}")
         return self
 
@@ -177,7 +180,7 @@ class Publisher:
     def _take(self, event: ConversationEvent, headers: Sequence[tuple[str, bytes]]) -> None:
         """Put `event` into the buffer, or drop it. Never raises, never waits."""
         try:
-            key, value = event.session_id.encode(), encode(event)
+            key, value = event.session_id.encode(), self._codec.encode(event)
         except Exception as error:  # noqa: BLE001  whatever is wrong with a field must not reach the conversation
             self._drop(event, Dropped.UNENCODABLE, repr(error))
             return
