@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import re
@@ -14,14 +15,22 @@ from pathlib import Path
 from urllib.error import URLError
 from urllib.request import urlopen
 
+import msgspec
 import pytest
 from typer.testing import CliRunner
 
 from contextengine import __version__
+from contextengine.adapters.openai_realtime import OpenAIRealtime
 from contextengine.broker import free_port
 from contextengine.cli import app
+from contextengine.cli.tail import line
 from contextengine.demo.run import RULES
+from contextengine.schemas.codec import encode
+from contextengine.schemas.context import Context, ContextMetadata
+from contextengine.schemas.decision import Acceptance, DecisionMade, Firing, Suppression
+from contextengine.schemas.injection import Destination, FailurePolicy, Injection, InjectionAttempt, Verdict
 from contextengine.settings import Settings
+from contextengine.topics.tail import Seen
 
 COMMANDS = [
     "",
@@ -34,8 +43,26 @@ COMMANDS = [
     "publish",
     "tail",
     "rules check",
+    "simulate",
+    "deadletters list",
+    "deadletters show",
+    "deadletters redrive",
+    "deadletters export",
+    "deadletters purge",
 ]
 NO_BROKER = "127.0.0.1:1"
+CALL = Destination(provider="openai_realtime", model="m", route="attach", call_id="c")
+INJECTION = Injection(
+    injection_id="i1",
+    session_id="s1",
+    rule="r",
+    position="v/1/7",
+    trigger_ms=1,
+    deadline_ms=2,
+    timeout_ms=3,
+    context=Context(ContextMetadata(source="r", key="k", created_ms=1, ttl_ms=1), {"a": "b"}),
+    policy=FailurePolicy(),
+)
 
 
 def environ(**settings: object) -> dict[str, str]:
@@ -59,7 +86,7 @@ def contextengine(*arguments: str, typed: str | None = None, **settings: object)
 
 def on(settings: Settings) -> dict[str, object]:
     """What a command must be told to work with these settings."""
-    return {"broker": settings.broker, "embedded": settings.embedded, "prefix": settings.prefix}
+    return {name: getattr(settings, name) for name in ("broker", "embedded", "partitions", "prefix")}
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -94,6 +121,8 @@ def test_the_version_is_the_packages():
         ["publish", "--session", "s1", "--field", "a=b"],
         ["rules", "check", "no-such-file.yaml"],
         ["tail", "no-such-topic"],
+        ["publish", "--session", "s1", "--say", "hello", "--speaker", "robot"],
+        ["simulate", "nobody"],
     ],
 )
 def test_wrong_usage_leaves_2(arguments):
@@ -117,6 +146,7 @@ def test_an_unknown_setting_leaves_2_and_is_named_in_one_line():
         ["worker", "--port", "0"],
         ["deliver", "--port", "0"],
         ["demo"],
+        ["deadletters", "list"],
     ],
     ids=lambda command: command[0],
 )
@@ -156,6 +186,12 @@ def test_rules_are_told_to_a_script_as_json(tmp_path):
     assert (failed.returncode, len(json.loads(failed.stdout)["problems"])) == (1, 1)
 
 
+def test_the_names_of_topics_are_never_cut():
+    """Eighty columns are too few for all of them, and half a name names nothing."""
+    told = contextengine("topics", "list", prefix="a-rather-long-prefix-of-an-installation").stdout
+    assert "a-rather-long-prefix-of-an-installation.injections.retry.1s " in told
+
+
 def test_topics_are_listed_without_a_broker():
     listed = json.loads(contextengine("topics", "list", "--json", prefix="x", partitions=7).stdout)
     events = next(topic for topic in listed if topic["name"] == "x.events")
@@ -183,9 +219,30 @@ def test_nothing_is_published_from_a_file_with_a_mistake_and_its_line_is_told(tm
     assert problem in failed.stderr
 
 
+@pytest.mark.parametrize("content", [b"\x00\xff" * 40 + b"\n", b"\xff\n" * 100], ids=["a line", "many lines"])
+def test_a_file_that_is_no_text_is_a_mistake_and_no_accident(tmp_path, content):
+    (tmp_path / "events").write_bytes(content)
+    failed = contextengine("publish", "--file", str(tmp_path / "events"), broker=NO_BROKER)
+    assert failed.returncode == 1
+    assert f"{tmp_path / 'events'}:1: " in failed.stderr
+    assert "Traceback" not in failed.stderr
+    assert failed.stderr.count("\n") <= 21
+
+
+def test_what_says_nothing_or_too_much_is_not_published():
+    said = {"type": "MessageCompleted", "session_id": "s1", "speaker": "user", "text": "ä" * 200_000}
+    for arguments, typed, problem in (
+        (["--session", "s1", "--say", " "], None, "the text is empty"),
+        (["--file", "-"], json.dumps(said), "too large, 400"),
+    ):
+        failed = contextengine("publish", *arguments, typed=typed, broker=NO_BROKER)
+        assert failed.returncode == 1
+        assert problem in failed.stderr
+
+
 @pytest.fixture
 def applied(settings: Settings) -> Iterator[dict[str, object]]:
-    """Topics of their own on the embedded broker, made by the command."""
+    """Topics of their own, made by the command."""
     made = contextengine("topics", "apply", **on(settings))
     assert made.returncode == 0, made.stderr
     return on(settings)
@@ -234,6 +291,73 @@ def test_what_tail_wrote_can_be_published_again(applied):
     first, second = (json.loads(line)["value"] for line in lines)
     assert first["text"] == second["text"]
     assert first["at_ms"] == second["at_ms"]
+
+
+@pytest.mark.broker
+def test_what_is_left_out_of_a_file_is_counted(applied):
+    tick = '{"type": "Tick", "session_id": "s1", "timer": "t", "due_ms": 1}\n'
+    said = '{"type": "MessageCompleted", "session_id": "s1", "speaker": "user", "text": "a"}'
+    told = contextengine("publish", "--file", "-", typed=tick * 3 + said, **applied).stdout
+    assert told.startswith("published 1 event to ")
+    assert "; 3 of the engine's own" in told
+
+
+@pytest.mark.broker
+def test_what_cannot_be_said_is_told_and_what_follows_is_published(applied):
+    published = contextengine("publish", "--session", "s1", typed="x" * 300_000 + "\nhello\n", **applied)
+    assert "published 1 event" in published.stdout
+    assert "too large" in published.stderr
+
+
+def test_a_decision_is_told_a_fact_a_line_with_evidence_and_reason():
+    made = DecisionMade(
+        session_id="s1",
+        position="v/1/7",
+        event="MessageCompleted",
+        now_ms=1,
+        elapsed_ms=62_000,
+        rules_hash="",
+        digest="",
+        fired=[Firing(rule="pets", evidence={"keywords": "dog"}), Firing(rule="sad", evidence={"emotion": "sadness"})],
+        accepted=[
+            Acceptance(rule="pets", injection_id="i1", placement="silence", text="[Strategy]\n- small talk: yes")
+        ],
+        suppressed=[Suppression(rule="sad", filter="shadow", reason="on trial")],
+        released=["i0"],
+    )
+    told = line(Seen("x.decisions", 0, 1, 1_700_000_000_123, "s1", {}, encode(made))).splitlines()
+    assert [fact.partition("1:02 MessageCompleted  ")[2] for fact in told] == [
+        "pets fired on keywords dog; goes in at silence as i1: [Strategy] - small talk: yes",
+        "sad fired on emotion sadness; held back by shadow: on trial",
+        "sends i0",
+    ]
+    assert all(fact.startswith("22:13:20.123 s1 ") for fact in told)
+    nothing = msgspec.structs.replace(made, fired=[], accepted=[], suppressed=[], released=[], event="AttemptReported")
+    assert "has ended or waits" in line(Seen("x.decisions", 0, 1, 1, "s1", {}, encode(nothing)))
+
+
+async def test_a_simulated_provider_has_every_call_and_shows_what_is_put_into_it():
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "contextengine", "simulate", "openai_realtime", "--port", "0"),
+        stdout=asyncio.subprocess.PIPE,
+        env=environ() | {"PYTHONUNBUFFERED": "1"},
+    )
+    try:
+        await process.stdout.readline()
+        exported = (await asyncio.wait_for(process.stdout.readline(), 30)).decode()
+        adapter = OpenAIRealtime("simulated", re.search(r"BASE_URL=(\S+)", exported)[1])
+        attempt = InjectionAttempt(session_id="s1", attempt=1, destination=CALL, injection=INJECTION)
+        verdict = await adapter.send(attempt, adapter.render(attempt), 10.0)
+        assert verdict.verdict is Verdict.DELIVERED
+        shown = b"".join([await asyncio.wait_for(process.stdout.readline(), 10) for _ in range(4)]).decode()
+        assert shown.splitlines() == ["c: joined", "c: system item i1", "  [Information]", "  - a: b"]
+        await adapter.close()
+        process.send_signal(signal.SIGINT)
+        assert await asyncio.wait_for(process.wait(), 10) == 0
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
 
 
 @pytest.mark.broker

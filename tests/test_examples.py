@@ -36,7 +36,7 @@ async def run(example, settings):
     """What an example prints."""
     environ = os.environ | {
         "CONTEXTENGINE_PREFIX": settings.prefix,
-        "CONTEXTENGINE_EMBEDDED": "true",
+        "CONTEXTENGINE_EMBEDDED": str(settings.embedded),
     }
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, str(EXAMPLES / example), settings.broker), env=environ, stdout=asyncio.subprocess.PIPE
@@ -60,3 +60,14 @@ async def test_the_hand_off_example_takes_an_injection_and_reports_it(settings):
         return [result.outcome for result in await read(settings, catalogue(settings).results)]
 
     assert await until(outcomes) == [Outcome.DELIVERED]
+
+
+@pytest.mark.parametrize("example", ["publish_events.py", "hand_off.py"])
+async def test_without_a_broker_an_example_says_so_in_a_line(example):
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, str(EXAMPLES / example), "127.0.0.1:1"), stderr=asyncio.subprocess.PIPE
+    )
+    _, told = await asyncio.wait_for(process.communicate(), 30)
+    assert process.returncode == 1
+    assert b"broker" in told.splitlines()[-1]
+    assert b"Traceback" not in told

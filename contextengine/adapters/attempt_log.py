@@ -22,12 +22,15 @@ from contextengine.adapters.lanes import MESSAGE_CHARS
 from contextengine.delivery.broker_time import BrokerClock
 from contextengine.delivery.dead_letter import Origin, Stage, forms, headers
 from contextengine.errors import BrokerUnavailable, RecordRefused
+from contextengine.monitoring.clock import ClockWatch
 from contextengine.monitoring.metrics import DEAD_LETTERS
-from contextengine.schemas.codec import encode
+from contextengine.schemas.codec import SINGLE_OBJECT
 from contextengine.schemas.events import AttemptReported
 from contextengine.topics.catalogue import catalogue
 from contextengine.topics.errand import ANSWER_MS, NO_ANSWER
+from contextengine.topics.patience import be_patient
 from contextengine.topics.publisher import stop
+from contextengine.topics.registry import codec_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -46,8 +49,6 @@ Headers: TypeAlias = "Sequence[tuple[str, bytes]]"
 
 REQUEST_MS: Final = 10_000
 REPEAT_S: Final = 0.1
-SKEW_MS: Final = 5_000
-"""How far this machine's clock may be from the broker's before it is said."""
 LOG_APPEND_TIME: Final = 1
 """The timestamp type of a record whose time the broker wrote."""
 DEAD_LETTER_S: Final = 30
@@ -64,12 +65,15 @@ class AttemptLog:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.topics = catalogue(settings)
+        self.codec = SINGLE_OBJECT
         self.worker = f"{socket.gethostname()}-{os.getpid()}"
         self._clock = BrokerClock(time.time() * 1000, time.monotonic() * 1000)
-        self._skew_told = False
+        self._clock_watch = ClockWatch()
 
     async def __aenter__(self) -> Self:
+        self.codec = await asyncio.to_thread(codec_of, self.settings)
         self._producer = AIOKafkaProducer(**self.settings.kafka_producer(), request_timeout_ms=REQUEST_MS)
+        be_patient(self._producer.client)
         try:
             async with asyncio.timeout(ANSWER_MS / 1000):
                 await self._producer.start()
@@ -93,12 +97,6 @@ class AttemptLog:
         """Learn the time from a record that was just read."""
         if record.timestamp_type == LOG_APPEND_TIME and not self.settings.embedded:
             self._clock.learn(record.timestamp, time.monotonic() * 1000)
-            ahead_ms = time.time_ns() // 1_000_000 - self.now_ms()
-            if abs(ahead_ms) > SKEW_MS and not self._skew_told:
-                self._skew_told = True
-                log.warning(
-                    "this machine's clock is %d ms ahead of the broker's; deadlines go by the broker's", ahead_ms
-                )
 
     def in_broker_time(self, verdict: AttemptVerdict) -> AttemptVerdict:
         """`verdict`, its times shifted from this machine's wall clock to the broker's time, its message bounded."""
@@ -112,12 +110,12 @@ class AttemptLog:
 
     async def add_verdict(self, verdict: AttemptVerdict, partition: int, trace: Headers = ()) -> None:
         """Write the one verdict on an attempt."""
-        await self.write(self.topics.attempts, partition, verdict.session_id, encode(verdict), trace)
+        await self.write(self.topics.attempts, partition, verdict.session_id, self.codec.encode(verdict), trace)
 
     async def report(self, verdict: AttemptVerdict, partition: int, trace: Headers = ()) -> None:
         """Tell the session what became of its attempt."""
         event = AttemptReported(session_id=verdict.session_id, verdict=verdict)
-        await self.write(self.topics.events, partition, verdict.session_id, encode(event), trace)
+        await self.write(self.topics.events, partition, verdict.session_id, self.codec.encode(event), trace)
 
     async def add_marker(self, partition: int) -> int:
         """Write a marker into a partition of the attempts topic, and return its offset."""
@@ -134,10 +132,11 @@ class AttemptLog:
         origin = Origin(record.topic, record.partition, record.offset, record.timestamp, group, self.worker)
         why = headers(Stage.DECODE, type(error).__name__, str(error), origin, carried=record.headers)
         log.error("%s-%d@%d is a dead letter: %s", record.topic, record.partition, record.offset, error)
+        key = b"" if record.key is None and record.value is None else record.key  # aiokafka sends no two Nones
         async with asyncio.timeout(DEAD_LETTER_S):
             for kept, how in forms(record.value):
                 try:
-                    await self.write(self.topics.dead, record.partition, record.key or b"", kept, why + how)
+                    await self.write(self.topics.dead, record.partition, key, kept, why + how)
                     break
                 except RecordRefused as refusal:
                     refused = refusal
@@ -146,7 +145,7 @@ class AttemptLog:
         DEAD_LETTERS.labels(Stage.DECODE).inc()
 
     async def write(
-        self, topic: Topic, partition: int, key: str | bytes, value: bytes | None, headers: Headers = ()
+        self, topic: Topic, partition: int, key: str | bytes | None, value: bytes | None, headers: Headers = ()
     ) -> int:
         """Write one record and return its offset once the broker has it (-1 if only that it has it is known)."""
         key = key.encode() if isinstance(key, str) else key
@@ -162,4 +161,5 @@ class AttemptLog:
                 await asyncio.sleep(REPEAT_S)
             else:
                 self.saw(written)
+                self._clock_watch.compare(self.now_ms())
                 return int(written.offset)

@@ -12,9 +12,10 @@ from typing import Annotated, Final
 import typer
 
 from contextengine import __version__
-from contextengine.cli import demo, publish, rules, serve, tail, topics
+from contextengine.cli import audit, deadletters, demo, publish, record, replay, rules, serve, simulate, tail, topics
 from contextengine.cli.options import FOUND_PROBLEMS, MISCONFIGURED, NO_BROKER, examples
-from contextengine.errors import BrokerUnavailable, ConfigurationError, ContextEngineError
+from contextengine.errors import BrokerUnavailable, ConfigurationError, ContextEngineError, RegistryUnavailable
+from contextengine.monitoring.log import configure
 
 EPILOG: Final = examples("contextengine demo", "contextengine COMMAND --help") + (
     "\n\n\b\nEvery setting can be given in the environment (CONTEXTENGINE_BROKER) or in a\n"
@@ -31,10 +32,15 @@ app = typer.Typer(
 )
 demo.register(app)
 serve.register(app)
+simulate.register(app)
 topics.register(app)
 publish.register(app)
 tail.register(app)
+deadletters.register(app)
 rules.register(app)
+record.register(app)
+replay.register(app)
+audit.register(app)
 
 
 def _show_version(wanted: bool) -> None:
@@ -57,7 +63,7 @@ def options(
 
 def main() -> None:
     """Run the command line: an error of ours becomes a line or two on stderr, and an exit code that means something."""
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    configure(logging.WARNING, "%(levelname)s %(name)s: %(message)s")
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     try:
         app(arguments, prog_name="contextengine")
@@ -72,7 +78,7 @@ def main() -> None:
 
 def exit_code(error: ContextEngineError) -> int:
     """What the command's exit code says about `error`."""
-    if isinstance(error, BrokerUnavailable):
+    if isinstance(error, BrokerUnavailable | RegistryUnavailable):
         return NO_BROKER
     return MISCONFIGURED if isinstance(error, ConfigurationError) else FOUND_PROBLEMS
 

@@ -8,6 +8,7 @@ import json
 import sys
 import threading
 import time
+from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any, Final, NamedTuple
 
 import typer
@@ -29,19 +30,31 @@ if TYPE_CHECKING:
     from contextengine.schemas.events import ConversationEvent
     from contextengine.settings import Settings
 
+TOLD_PROBLEMS: Final = 20
+PUBLISHER_BYTES: Final = 64
+"""At most what the publisher adds to an event: its name, incarnation and seq."""
 GIVEN_BY_THE_PUBLISHER: Final = frozenset({"session_id", "producer", "incarnation", "seq"})
 
 Session = Annotated[str | None, typer.Option("--session", metavar="ID", help="The session that it happens in.")]
 Say = Annotated[list[str] | None, typer.Option("--say", metavar="TEXT", help="Somebody says this. Repeatable.")]
-Speaker = Annotated[str, typer.Option("--speaker", help="Who says it: user or assistant.")]
 Type = Annotated[str | None, typer.Option("--type", metavar="EVENT", help="Publish one event of this type.")]
 Field = Annotated[
     list[str] | None, typer.Option("--field", metavar="NAME=VALUE", help="A field of that event. Repeatable.")
 ]
 File = Annotated[
-    typer.FileText | None,
+    typer.FileBinaryRead | None,
     typer.Option("--file", metavar="FILE", help="Publish each line, an event in JSON; - is the standard input."),
 ]
+
+
+class Speaker(StrEnum):
+    """Who says something."""
+
+    USER = "user"
+    ASSISTANT = "assistant"
+
+
+Says = Annotated[Speaker, typer.Option("--speaker", help="Who says it.")]
 
 
 class Wanted(NamedTuple):
@@ -74,7 +87,7 @@ def register(root: typer.Typer) -> None:
 def publish(
     session: Session = None,
     say: Say = None,
-    speaker: Speaker = "user",
+    speaker: Says = Speaker.USER,
     type_: Type = None,
     field: Field = None,
     file: File = None,
@@ -86,7 +99,8 @@ def publish(
     """Publish events of a conversation, as a VoiceEngine would.
 
     A line of a file is {"type": "MessageCompleted", "session_id": "s1", "speaker": "user", "text": "Hello"}, or one
-    that `contextengine tail events --json` wrote. Nothing is published if one of them is wrong.
+    that `contextengine tail events --json` wrote. Nothing is published if one of them is wrong. What `tail` wrote of
+    the engine's own records (ticks, reports) is left out.
     """
     settings = settings_from(config, broker, prefix)
     if file is not None and (session or say or type_ or field):
@@ -95,9 +109,11 @@ def publish(
         raise typer.BadParameter("say which --session, or give a --file")
     if field and type_ is None:
         raise typer.BadParameter("--field belongs to a --type")
+    skipped = 0
     try:
         if file is not None:
-            events = _each(from_lines(file, file.name))
+            wanted, skipped = from_lines(file, file.name)
+            events = _each(wanted)
         elif type_ is not None:
             events = _each([from_fields(session or "", type_, _pairs(field or []), strict=False)])
         elif say:
@@ -109,18 +125,19 @@ def publish(
         raise typer.Exit(FOUND_PROBLEMS) from None
     count = asyncio.run(_publish(settings, events))
     if as_json:
-        write_json({"topic": f"{settings.prefix}.events", "published": count})
+        write_json({"topic": f"{settings.prefix}.events", "published": count, "skipped": skipped})
     else:
-        typer.echo(f"published {count} {'event' if count == 1 else 'events'} to {settings.prefix}.events")
+        left = f"; {skipped} of the engine's own (ticks, reports) left out: it makes them anew" if skipped else ""
+        typer.echo(f"published {count} {'event' if count == 1 else 'events'} to {settings.prefix}.events{left}")
 
 
 async def _publish(settings: Settings, events: AsyncIterator[Wanted]) -> int:
     from aiokafka import AIOKafkaProducer  # noqa: PLC0415  help needs none
 
-    from contextengine.errors import BrokerUnavailable  # noqa: PLC0415
+    from contextengine.errors import BrokerUnavailable, RecordRefused  # noqa: PLC0415
     from contextengine.topics.catalogue import catalogue  # noqa: PLC0415
     from contextengine.topics.errand import errand  # noqa: PLC0415
-    from contextengine.topics.publisher import Publisher  # noqa: PLC0415
+    from contextengine.topics.publisher import Dropped, Publisher  # noqa: PLC0415
     from contextengine.topics.rulebook import must_exist  # noqa: PLC0415
 
     async with errand(AIOKafkaProducer(**settings.kafka_client()), settings) as asking:
@@ -130,8 +147,11 @@ async def _publish(settings: Settings, events: AsyncIterator[Wanted]) -> int:
         async for wanted in events:
             publisher.session(wanted.session_id).publish(wanted.event, at_ms=wanted.at_ms, **wanted.fields)
             count += 1
-    if lost := sum(publisher.dropped.values()):
-        raise BrokerUnavailable(f"{lost} of {count} events were not acknowledged: {dict(publisher.dropped)}")
+    if lost := publisher.dropped.total():
+        reasons = ", ".join(f"{number} {reason}" for reason, number in publisher.dropped.items())
+        silent = publisher.dropped.keys() <= {Dropped.CLOSED, Dropped.BUFFER_FULL}
+        kind = BrokerUnavailable if silent else RecordRefused
+        raise kind(f"{lost} of {count} events did not reach the broker: {reasons}")
     return count
 
 
@@ -140,8 +160,8 @@ async def _each(events: Iterable[Wanted]) -> AsyncIterator[Wanted]:
         yield wanted
 
 
-async def _typed(session_id: str, speaker: str) -> AsyncIterator[Wanted]:
-    """What somebody types, a message a line, until the end of the input."""
+async def _typed(session_id: str, speaker: Speaker) -> AsyncIterator[Wanted]:
+    """What somebody types, a message a line, until the end of the input; what cannot be published is told."""
     if sys.stdin.isatty():
         typer.echo(f"Type what the {speaker} says, a line each; Ctrl-D ends it.", err=True)
     loop = asyncio.get_running_loop()
@@ -157,21 +177,30 @@ async def _typed(session_id: str, speaker: str) -> AsyncIterator[Wanted]:
     threading.Thread(target=read, daemon=True).start()
     while (line := await typed.get()) is not None:
         if line.strip():
-            yield message(session_id, speaker, line.strip())
+            try:
+                yield message(session_id, speaker, line.strip())
+            except CannotBePublished as problem:
+                typer.secho(str(problem), fg="red", err=True)
 
 
-def message(session_id: str, speaker: str, text: str) -> Wanted:
+def message(session_id: str, speaker: Speaker, text: str) -> Wanted:
     """Somebody has said `text`."""
-    return from_fields(session_id, "MessageCompleted", {"speaker": speaker, "text": text})
+    if not text.strip():
+        raise CannotBePublished("nothing is said: the text is empty")
+    return from_fields(session_id, "MessageCompleted", {"speaker": speaker.value, "text": text})
 
 
-def from_lines(lines: Iterable[str], source: str) -> list[Wanted]:
-    """The events in JSON lines, without those of the engine's own. CannotBePublished tells every mistake."""
+def from_lines(lines: Iterable[bytes], source: str) -> tuple[list[Wanted], int]:
+    """The events in JSON lines, and how many of the engine's own were left out.
+
+    CannotBePublished tells the mistakes, each with its line.
+    """
     from contextengine.schemas.codec import EVENTS  # noqa: PLC0415  help needs none
     from contextengine.schemas.events import CONVERSATION_EVENTS  # noqa: PLC0415
 
     own = {event.__name__ for event in EVENTS if event not in CONVERSATION_EVENTS}
     events: list[Wanted] = []
+    left_out = 0
     problems: list[str] = []
     for number, line in enumerate(lines, 1):
         if not line.strip():
@@ -182,14 +211,17 @@ def from_lines(lines: Iterable[str], source: str) -> list[Wanted]:
                 raise CannotBePublished('no object with a "type"')
             kind = written.pop("type")
             if kind in own:
+                left_out += 1
                 continue
             fields = written["value"] if isinstance(written.get("value"), dict) else written
             events.append(from_fields(str(fields.pop("session_id", "")), kind, fields))
-        except ValueError as problem:  # json.JSONDecodeError and CannotBePublished are
+        except ValueError as problem:  # json.JSONDecodeError, UnicodeDecodeError and CannotBePublished are
             problems.append(f"{source}:{number}: {problem}")
     if problems:
-        raise CannotBePublished("\n".join(problems))
-    return events
+        told = problems[:TOLD_PROBLEMS]
+        more = [f"... and {len(problems) - len(told)} more"] if len(problems) > len(told) else []
+        raise CannotBePublished("\n".join(told + more))
+    return events, left_out
 
 
 def from_fields(session_id: str, kind: str, fields: dict[str, Any], *, strict: bool = True) -> Wanted:
@@ -199,7 +231,9 @@ def from_fields(session_id: str, kind: str, fields: dict[str, Any], *, strict: b
     """
     import msgspec  # noqa: PLC0415  help needs none
 
+    from contextengine.schemas.codec import encode  # noqa: PLC0415
     from contextengine.schemas.events import CONVERSATION_EVENTS  # noqa: PLC0415
+    from contextengine.topics.catalogue import EVENT_BYTES, KEY_BYTES  # noqa: PLC0415
 
     if not session_id:
         raise CannotBePublished("no session_id")
@@ -217,8 +251,13 @@ def from_fields(session_id: str, kind: str, fields: dict[str, Any], *, strict: b
     whole = {"at_ms": 0, **fields, "session_id": session_id, "producer": "", "incarnation": 0, "seq": 0}
     try:
         record = msgspec.convert(whole, event, strict=strict)
-    except msgspec.ValidationError as invalid:
+        size = len(encode(record)) + PUBLISHER_BYTES
+    except (TypeError, ValueError) as invalid:  # msgspec.ValidationError and UnicodeEncodeError are
         raise CannotBePublished(f"{kind}: {invalid}") from None
+    if size > EVENT_BYTES:
+        raise CannotBePublished(f"{kind}: too large, {size} bytes; an event has at most {EVENT_BYTES}")
+    if (size := len(session_id.encode())) > KEY_BYTES:
+        raise CannotBePublished(f"{kind}: a session id of {size} bytes, it has at most {KEY_BYTES}")
     return Wanted(
         session_id,
         event,

@@ -13,7 +13,7 @@ import typer
 from contextengine.cli.options import Broker, Config, Prefix, examples, settings_from, unless_stopped
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable
+    from collections.abc import AsyncGenerator, Callable, Iterator
 
     from contextengine.topics.tail import Seen
 
@@ -92,13 +92,42 @@ def json_line(seen: Seen) -> str:
 
 
 def line(seen: Seen) -> str:
-    """The record as one line for people: time (UTC), place, key, kind and what it says."""
+    """The record for people, on one line: time (UTC), place, key, kind and what it says; of a decision, one a fact."""
     kind, value = seen.told()
     at = datetime.fromtimestamp(seen.appended_ms / 1_000, UTC).strftime("%H:%M:%S.%f")[:-3]
+    if kind == "DecisionMade":
+        minutes, seconds = divmod(value["elapsed_ms"] // 1_000, 60)
+        about = f"{at} {seen.key:20} {minutes}:{seconds:02} {value['event']}"
+        return "\n".join(f"{about}  {fact}" for fact in decided(value))
     if isinstance(value, dict):
         value = " ".join(f"{name}={_short(part)}" for name, part in value.items() if part and name != "session_id")
     headers = "".join(f" {name}={value}" for name, value in seen.headers.items())
     return f"{at} {seen.partition}:{seen.offset:<6} {seen.key:20} {kind:20} {_short(value)}{headers}"
+
+
+def decided(decision: dict[str, Any]) -> Iterator[str]:
+    """What a decision says, a fact at a time: which rules fired and on what, what became of each, what was sent."""
+    on = {
+        fired["rule"]: ", ".join(f"{name} {seen}" for name, seen in fired["evidence"].items())
+        for fired in decision["fired"]
+    }
+    for accepted in decision["accepted"]:
+        yield _fact(
+            accepted["rule"],
+            on,
+            f"goes in at {accepted['placement']} as {accepted['injection_id']}: {accepted['text']}",
+        )
+    for suppressed in decision["suppressed"]:
+        yield _fact(suppressed["rule"], on, f"held back by {suppressed['filter']}: {suppressed['reason']}")
+    for injection_id in decision["released"]:
+        yield f"sends {injection_id}"
+    if not (decision["accepted"] or decision["suppressed"] or decision["released"]):
+        yield "an injection has ended or waits for another attempt (`tail results`)"
+
+
+def _fact(rule: str, on: dict[str, str], what: str) -> str:
+    fired = f" fired on {on[rule]};" if on.get(rule) else ""
+    return " ".join(f"{rule}{fired} {what}".split())
 
 
 def _short(value: Any) -> str:

@@ -59,14 +59,10 @@ def list_(config: Config = None, broker: Broker = None, prefix: Prefix = None, a
     if as_json:
         write_json([{**asdict(topic), "config": topic.config()} for topic in topics])
         return
-    from rich.console import Console  # noqa: PLC0415  help needs none
-    from rich.table import Table  # noqa: PLC0415  help needs none
-
-    table = Table("topic", "partitions", "policy", "holds", box=None, pad_edge=False)
+    width = max(len(topic.name) for topic in topics)
+    typer.echo(f"{'topic':{width}}  partitions  policy   holds")
     for topic in topics:
-        table.add_row(topic.name, str(topic.partitions), topic.cleanup, topic.holds)
-    console = Console()
-    console.print(table, soft_wrap=not console.is_terminal)
+        typer.echo(f"{topic.name:{width}}  {topic.partitions:10}  {topic.cleanup:7}  {topic.holds}")
 
 
 def _show(report: Report, *, as_json: bool) -> None:

@@ -12,7 +12,8 @@ compressed) is kept as gzip, or, if that does not help, cut. Everything else is 
     cx-timestamp-ms     and time
     cx-group            the consumer group that could not go on with it, and
     cx-worker           the process
-    cx-redrives         how often it was sent back from the dead letters
+    cx-redrives         how often it was sent back from the dead letters,
+    cx-letter           and of bytes that were, which letter they were sent back from the last time: partition:offset
     cx-encoding         gzip, or cut with cx-size and cx-sha256 of the whole, where the value is not the record's own
 
     of an injection also
@@ -35,8 +36,12 @@ if TYPE_CHECKING:
     from contextengine.schemas.injection import Injection
 
 PREFIX: Final = "cx-"
+REDRIVES: Final = "cx-redrives"
+LETTER: Final = "cx-letter"
+LETTER_BYTES: Final = 32
 MESSAGE_BYTES: Final = 1_024
 CUT_BYTES: Final = 256 * 1_024
+COUNT_DIGITS: Final = 10
 CARRIED_BYTES: Final = 8 * 1_024
 """How much of the record's own headers (the names and values of others, `traceparent`) goes along."""
 
@@ -83,7 +88,12 @@ def headers(
     redrives: int = 0,
     carried: Iterable[tuple[str, bytes]] = (),
 ) -> list[tuple[str, bytes]]:
-    """The headers of a dead letter. `carried` are those of the record itself: ours are replaced, others' go along."""
+    """The headers of a dead letter. `carried` are those of the record itself: others' go along, ours are replaced.
+
+    Only what a redrive has written there stays: without it nobody would know a letter that has come back.
+    """
+    carried = list(carried)
+    sent_back = {name: value or b"" for name, value in carried if name in (REDRIVES, LETTER)}
     told: dict[str, object] = {
         "stage": stage,
         "class": error_class,
@@ -94,8 +104,10 @@ def headers(
         "timestamp-ms": origin.timestamp_ms,
         "group": origin.group,
         "worker": origin.worker,
-        "redrives": redrives,
+        "redrives": redrives or _count(sent_back.get(REDRIVES, b"")),
     }
+    if LETTER in sent_back:
+        told["letter"] = sent_back[LETTER][:LETTER_BYTES].decode(errors="replace")
     if failures is not None:
         injection = failures.injection
         told |= {
@@ -121,6 +133,11 @@ def forms(value: bytes | None) -> Iterator[tuple[bytes | None, list[tuple[str, b
         yield gzip.compress(value, mtime=0), [("cx-encoding", b"gzip")]
         told = {"cx-encoding": "cut", "cx-size": str(len(value)), "cx-sha256": hashlib.sha256(value).hexdigest()}
         yield value[:CUT_BYTES], [(name, text.encode()) for name, text in told.items()]
+
+
+def _count(written: bytes) -> int:
+    """The number in a header, 0 for what is none: anybody may have written it."""
+    return int(written) if written.isdigit() and len(written) < COUNT_DIGITS else 0
 
 
 def _within(budget: int, carried: Iterable[tuple[str, bytes]]) -> list[tuple[str, bytes]]:

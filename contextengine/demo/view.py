@@ -2,6 +2,9 @@
 
 A frame has a panel for each call, with who says what and where contexts went in. Below them stands what ContextEngine
 did: the rule and its evidence, the context, the moment it waited for, the provider's answer, the turn that had it.
+
+There is one clock, the call's own, which runs as many times as fast as life as its panel says. Only how long the
+provider took, and how far the run is, is real time.
 """
 
 from __future__ import annotations
@@ -31,6 +34,12 @@ DONE: Final = "green"
 WAITS: Final = "yellow"
 HELD_BACK: Final = "red"
 DIM: Final = "bright_black"
+LEGEND: Final = (
+    *((" ◇ ", WAITS), ("fired", DIM)),
+    *(("  ◆ ", DONE), ("in the call", DIM)),
+    *(("  ✓ ", DONE), ("the turn had it", DIM)),
+    *(("  ✗ ", HELD_BACK), ("held back or not delivered", DIM)),
+)
 MARGIN: Final = " " * 6
 """What stands before the text of a line in place of its time."""
 
@@ -60,13 +69,14 @@ class View:
         frame.split_column(
             Layout(self._header(run_s), size=1),
             *(Layout(_pair(panels[2 * row : 2 * row + 2]), size=call_lines) for row in range(rows)),
-            Layout(self._feed(width - 4, height - 4 - rows * call_lines)),
+            Layout(Text.assemble(*LEGEND), size=1),
+            Layout(self._feed(width - 4, height - 5 - rows * call_lines)),
             Layout(self._footer(), size=1),
         )
         return frame
 
     def _header(self, run_s: float) -> Text:
-        told = f"  {_clock(run_s * 1_000)} of {_clock(self._play.seconds * 1_000)}  {self._play.where}"
+        told = f"  {run_s:.0f} of {self._play.seconds:.0f} s  {self._play.where}"
         return Text.assemble(" ", ("ContextEngine", "bold"), (told, DIM))
 
     def _footer(self) -> Text:
@@ -79,7 +89,7 @@ class View:
             (f"{self._story.events.total()} events  ", DIM),
             (f"{len(delivered)} delivered, {sum(turn.in_context for turn in seen)} of {len(seen)} ✓  ", DONE),
             (f"{len(self._story.held_back)} held back  ", HELD_BACK),
-            (f"to the provider p50 {took.p50_ms} ms, p99 {took.p99_ms} ms", DIM),
+            (f"to the provider p50 {took.p50_ms} ms, p99 {took.p99_ms} ms" if took.count else "", DIM),
         )
 
     def _call(self, conversation: Conversation, now_ms: int, width: int, height: int) -> Panel:
@@ -117,7 +127,7 @@ class View:
             line.truncate(width, overflow="ellipsis")
         return Panel(
             Text("\n").join(lines[-height:]),
-            title=Text(" what ContextEngine did, and why  (✓ the turn had it; spans are wall time) ", style="bold"),
+            title=Text.assemble((" what ContextEngine did, and why  ", "bold"), ("in the call's own time ", DIM)),
             title_align="left",
             border_style=DIM,
         )
@@ -141,7 +151,7 @@ class View:
             yield Text.assemble(MARGIN, (f"{title} {'; '.join(fact.removeprefix('- ') for fact in facts)}", DIM))
 
     def _became(self, injection: InjectionStory) -> Iterable[tuple[str, str]]:
-        moment = said(injection.placement)
+        moment, scale = said(injection.placement), self._story.calls[injection.session_id].time_scale
         if not injection.released_ms:
             yield f"waits for {moment}", WAITS
         elif injection.placement == "now":
@@ -149,17 +159,17 @@ class View:
         elif injection.released_ms == injection.at_ms:
             yield f"at once, at a {moment}", WAITS
         else:
-            yield f"after {_span(injection.released_ms - injection.at_ms)} at {moment}", WAITS
+            yield f"after {_span(scale * (injection.released_ms - injection.at_ms))} at {moment}", WAITS
         verdict, turn = injection.verdict, self._story.next_turn(injection)
         if injection.delivered and verdict is not None:
             took_ms = verdict.answered_ms - verdict.sent_ms
-            yield f" → {said(verdict.confirmation)} ({verdict.role}, {took_ms} ms)", DONE
+            yield f" → {said(verdict.confirmation)} ({verdict.role}, the provider took {took_ms} ms)", DONE
         elif verdict is not None:
             yield f" → {verdict.verdict} {verdict.error_class} {verdict.message}", HELD_BACK
         if injection.result is not None and not injection.delivered:
             yield f" → {injection.result.outcome}: {injection.result.reason}", HELD_BACK
         if turn is not None and turn.in_context:
-            yield f" → {_span(turn.ahead_ms)} before turn {turn.number} ✓", DONE
+            yield f" → {_span(scale * turn.ahead_ms)} before turn {turn.number} ✓", DONE
         elif turn is not None:
             yield f" → MISSING in turn {turn.number}", f"bold {HELD_BACK}"
 
@@ -177,12 +187,12 @@ def summary_table(summary: Summary) -> Table:
     table.add_row("calls", f"{summary.calls}, with {summary.messages} messages and {summary.events} events")
     table.add_row("injections", _counts(summary.injections))
     table.add_row("held back", _counts(summary.held_back))
-    table.add_row(
-        "latency",
-        f"from event to provider p50 {summary.event_to_provider.p50_ms} ms, p99 {summary.event_to_provider.p99_ms} ms"
-        f" (of it the provider: p50 {summary.provider_answer.p50_ms} ms)",
-    )
-    table.add_row("in context", f"{summary.in_context} of {summary.with_next_turn} when the next turn was asked for")
+    took = summary.event_to_provider
+    if took.count:
+        answer = f"of it the provider: p50 {summary.provider_answer.p50_ms} ms"
+        table.add_row("latency", f"from event to provider p50 {took.p50_ms} ms, p99 {took.p99_ms} ms ({answer})")
+        seen = f"{summary.in_context} of {summary.with_next_turn} when the next turn was asked for"
+        table.add_row("in context", seen)
     table.add_row("SDK types", f"{summary.type_violations} violations in what was sent to the provider")
     table.add_row("time", f"{summary.seconds:.0f} s, topics {summary.prefix}.* at {summary.broker}")
     for problem in summary.problems:
@@ -226,8 +236,8 @@ def _counts(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{count} {name}" for name, count in sorted(counts.items())) or "none"
 
 
-def _span(milliseconds: int) -> str:
-    return f"{milliseconds} ms" if milliseconds < 1_000 else f"{milliseconds / 1_000:.1f} s"
+def _span(milliseconds: float) -> str:
+    return f"{milliseconds:.0f} ms" if milliseconds < 1_000 else f"{milliseconds / 1_000:.1f} s"
 
 
 def _clock(milliseconds: float) -> str:

@@ -98,6 +98,8 @@ def _decide(
 def _position(event: ConversationEvent | SessionFeedback) -> str:
     """The event's place in terms that every copy of it shares; never an offset."""
     match event:
+        case ConversationEvent():  # first, because most are
+            return event.position
         case Tick():
             return f"tick/{event.timer}/{event.due_ms}"
         case AttemptReported():
@@ -106,8 +108,6 @@ def _position(event: ConversationEvent | SessionFeedback) -> str:
             return f"retry/{event.injection_id}/{event.attempt}"
         case InjectionRedriven():
             return f"redrive/{event.injection.injection_id}/{event.number}"
-        case _:
-            return event.position
 
 
 def _hear(session: Session, event: SessionFeedback, now_ms: int, lives: Lives, decision: Decision) -> bool:
@@ -119,8 +119,7 @@ def _hear(session: Session, event: SessionFeedback, now_ms: int, lives: Lives, d
             lives.retry(event.injection_id, event.attempt)
         case InjectionRedriven():
             lives.redrive(event.injection, event.number)
-            if session.started_ms is None and not session.windows:
-                decision.forget = True  # only the redrive has begun it
+            session.last_event_ms = session.last_event_ms or now_ms  # remembered for a day if only this has begun it
         case Tick() if session.timers.get(event.timer) == event.due_ms:
             if now_ms < event.due_ms:
                 decision.timers.append((event.timer, event.due_ms))

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from types import NoneType
-from typing import Any, Final, TypeVar, cast, get_args, get_type_hints
+from typing import Any, Final, TypeVar, get_args, get_type_hints
 
 import msgspec
 from fastavro import parse_schema, schemaless_reader, schemaless_writer
@@ -20,7 +20,9 @@ from msgspec import Struct
 
 from contextengine.errors import UndecodableRecord
 from contextengine.schemas.avro import NAMESPACE, fingerprint_of, former, schema_of
+from contextengine.schemas.dead_letter import DeadLetterRedriven
 from contextengine.schemas.decision import DecisionMade
+from contextengine.schemas.decoder import Decoder, decoder_of
 from contextengine.schemas.events import (
     CONVERSATION_EVENTS,
     AttemptReported,
@@ -60,11 +62,12 @@ RECORDS: Final[tuple[type[Struct], ...]] = (
     RetryRequested,
     InjectionResult,
     DecisionMade,
+    DeadLetterRedriven,
 )
 
 
 def _is_plain(hint: Any) -> bool:
-    """Whether Avro's value of this type is ours; an enum or a record must be converted."""
+    """Whether our value of this type is Avro's; an enum or a record must be converted."""
     parts = get_args(hint) or (hint,)
     return all(part in (str, int, float, bool, bytes, NoneType) for part in parts)
 
@@ -72,7 +75,7 @@ def _is_plain(hint: Any) -> bool:
 class _Form:
     """One version of a record's schema: how it is read, and the newest one also how it is written."""
 
-    __slots__ = ("_build", "_nested", "_newest", "_schema", "fingerprint", "record")
+    __slots__ = ("_decode", "_nested", "_newest", "_schema", "fingerprint", "record")
 
     def __init__(self, record: type[Struct], schema: dict[str, Any], newest: dict[str, Any] | None = None) -> None:
         self.record = record
@@ -80,7 +83,7 @@ class _Form:
         self._schema = parse_schema(schema)
         self._newest = None if newest is None else parse_schema(newest)
         self._nested = not all(_is_plain(hint) for hint in get_type_hints(record).values())
-        self._build: Callable[[dict[str, Any]], Struct] = self._convert if self._nested else self._call
+        self._decode: Decoder[Struct] = decoder_of(record) if newest is None else self._resolve
 
     def write(self, out: io.BytesIO, record: Struct) -> None:
         """Append the payload of `record`."""
@@ -92,21 +95,20 @@ class _Form:
 
     def read(self, data: bytes, start: int) -> Struct:
         """The record whose payload begins at `start`; UndecodableRecord says what is wrong with it."""
-        stream = io.BytesIO(data)
-        stream.seek(start)
         try:
-            record = self._build(cast("dict[str, Any]", schemaless_reader(stream, self._schema, self._newest)))
-        except Exception as error:  # fastavro raises many types for broken bytes, and all of them mean this
+            record, end = self._decode(data, start)
+        except Exception as error:  # broken bytes raise many types, and all of them mean this
             raise UndecodableRecord(f"{self.record.__name__}: {type(error).__name__}: {error}") from error
-        if stream.tell() != len(data):
-            raise UndecodableRecord(f"{self.record.__name__}: {len(data) - stream.tell()} bytes left over")
+        if end != len(data):
+            told = f"{len(data) - end} bytes left over" if end < len(data) else "cut off"
+            raise UndecodableRecord(f"{self.record.__name__}: {told}")
         return record
 
-    def _call(self, fields: dict[str, Any]) -> Struct:
-        return self.record(**fields)
-
-    def _convert(self, fields: dict[str, Any]) -> Struct:
-        return msgspec.convert(fields, self.record)
+    def _resolve(self, data: bytes, start: int) -> tuple[Struct, int]:
+        """A record of an older version, as one of the newest."""
+        stream = io.BytesIO(data)
+        stream.seek(start)
+        return msgspec.convert(schemaless_reader(stream, self._schema, self._newest), self.record), stream.tell()
 
 
 _NEWEST: Final = {record: _Form(record, schema_of(record)) for record in RECORDS}
@@ -170,11 +172,24 @@ def registry_codec(ids: Mapping[bytes, int]) -> Codec:
 
 
 def shipped_schemas() -> list[tuple[str, bytes, str]]:
-    """Every schema of every record, the oldest version first: the record's full name, fingerprint, JSON text."""
+    """Every schema of every record, the oldest version first: the record's full name, fingerprint, JSON text.
+
+    Without the words that describe it: a registry would take a schema with other words for another schema.
+    """
     schemas = ((record, schema) for record in RECORDS for schema in [*former(record), schema_of(record)])
     return [
-        (f"{NAMESPACE}.{record.__name__}", fingerprint_of(schema), json.dumps(schema)) for record, schema in schemas
+        (f"{NAMESPACE}.{record.__name__}", fingerprint_of(schema), json.dumps(_without_doc(schema)))
+        for record, schema in schemas
     ]
+
+
+def _without_doc(schema: Any) -> Any:
+    if isinstance(schema, list):
+        return [_without_doc(part) for part in schema]
+    if isinstance(schema, dict):
+        kept = {name: part for name, part in schema.items() if name != "doc"}
+        return {name: part if name == "default" else _without_doc(part) for name, part in kept.items()}
+    return schema
 
 
 def _unknown_header(data: bytes) -> str:

@@ -5,9 +5,10 @@ It belongs to no consumer group and commits nothing. Order holds within a partit
 
 from __future__ import annotations
 
+import asyncio
 import json
 import struct
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -15,9 +16,10 @@ import msgspec
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
 from contextengine.errors import ConfigurationError, UndecodableRecord
-from contextengine.schemas.codec import MARKER, decode
+from contextengine.schemas.codec import MARKER, REGISTRY_MARKER, SINGLE_OBJECT, Codec
 from contextengine.topics.catalogue import DEAD_MESSAGE_BYTES, catalogue
 from contextengine.topics.errand import errand
+from contextengine.topics.registry import codec_of
 from contextengine.topics.rulebook import must_exist
 
 if TYPE_CHECKING:
@@ -45,23 +47,25 @@ class Seen:
     key: str
     headers: dict[str, str]
     value: bytes | None
+    codec: Codec = SINGLE_OBJECT
 
     def record(self) -> Struct:
         """The record of ours in the value. Raises UndecodableRecord."""
-        return decode(self.value or b"")
+        return self.codec.decode(self.value or b"")
 
     def told(self) -> tuple[str, Any]:
         """What kind of thing the value is, and what it says in JSON's terms; never raises."""
         if self.value is None:
             return "empty", None
-        if self.value.startswith(MARKER):
+        is_state = self.topic.endswith("-changelog")
+        if self.value.startswith((MARKER, REGISTRY_MARKER)) and not is_state:
             try:
                 record = self.record()
             except UndecodableRecord as undecodable:
                 return f"undecodable ({undecodable})", self.value.hex()
             return type(record).__name__, msgspec.to_builtins(record)
         try:
-            if self.topic.endswith("-changelog"):
+            if is_state:
                 offset, generation = STATE_VERSION.unpack_from(self.value)
                 state = json.loads(self.value[STATE_VERSION.size :])
                 return "state", {"applied": offset, "generation": generation, **state}
@@ -91,6 +95,16 @@ def catalogue_names(settings: Settings) -> dict[str, str]:
 async def follow(
     settings: Settings, topics: Sequence[str], *, from_start: bool = True, to_end: bool = False
 ) -> AsyncGenerator[Seen]:
+    """What `records` gives, as it is to be shown."""
+    codec = await asyncio.to_thread(codec_of, settings)
+    async with aclosing(records(settings, topics, from_start=from_start, to_end=to_end)) as following:
+        async for record in following:
+            yield _seen(record, codec)
+
+
+async def records(
+    settings: Settings, topics: Sequence[str], *, from_start: bool = True, to_end: bool = False
+) -> AsyncGenerator[ConsumerRecord]:
     """The records of `topics` (full names), from the first one or from now on; `to_end` stops at what is there now.
 
     Raises BrokerUnavailable when no broker answers at the start, and ConfigurationError when there is no such topic.
@@ -108,7 +122,7 @@ async def follow(
                 record for records in (await consumer.getmany(timeout_ms=POLL_MS)).values() for record in records
             ]
             for record in sorted(fetched, key=lambda record: record.timestamp):
-                yield _seen(record)
+                yield record
 
 
 @asynccontextmanager
@@ -151,7 +165,7 @@ async def _consumer(
         await following.stop()
 
 
-def _seen(record: ConsumerRecord) -> Seen:
+def _seen(record: ConsumerRecord, codec: Codec) -> Seen:
     return Seen(
         topic=record.topic,
         partition=record.partition,
@@ -160,4 +174,5 @@ def _seen(record: ConsumerRecord) -> Seen:
         key=(record.key or b"").decode(errors="replace"),
         headers={name: (value or b"").decode(errors="replace") for name, value in record.headers},
         value=record.value,
+        codec=codec,
     )

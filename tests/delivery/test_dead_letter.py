@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from contextengine.delivery.dead_letter import MESSAGE_BYTES, Failures, Origin, Stage, headers
 from contextengine.schemas.context import Context, ContextMetadata
 from contextengine.schemas.injection import FailurePolicy, FailureStrategy, Injection
@@ -48,6 +50,18 @@ def test_of_an_injection_it_tells_the_attempts_and_the_policy():
 def test_a_long_message_is_cut_between_characters():
     told = dict(headers(Stage.DECIDE, "E", "ä" * MESSAGE_BYTES + "x", ORIGIN))
     assert told["cx-message"].decode() == "ä" * (MESSAGE_BYTES // 2)
+
+
+def test_what_comes_back_from_the_dead_letters_says_how_often_and_from_which():
+    carried = [("cx-redrives", b"2"), ("cx-letter", b"3:42"), ("cx-stage", b"fake")]
+    told = dict(headers(Stage.DECODE, "E", "m", ORIGIN, carried=carried))
+    assert (told["cx-redrives"], told["cx-letter"], told["cx-stage"]) == (b"2", b"3:42", b"decode")
+
+
+@pytest.mark.parametrize("nonsense", [b"many", b"-1", b"9" * 5_000, b"", None])
+def test_a_count_that_somebody_made_up_counts_nothing(nonsense):
+    told = dict(headers(Stage.DECODE, "E", "m", ORIGIN, carried=[("cx-redrives", nonsense)]))
+    assert told["cx-redrives"] == b"0"
 
 
 def test_the_records_own_headers_go_along_but_cannot_pose_as_ours():

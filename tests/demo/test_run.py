@@ -1,4 +1,4 @@
-"""The demo from end to end: all of its processes, on an embedded broker."""
+"""The demo from end to end: all of its processes, on either broker."""
 
 from __future__ import annotations
 
@@ -48,10 +48,11 @@ def is_running(pid: int) -> bool:
 
 
 @pytest.fixture(scope="module")
-def summary(tmp_path_factory: pytest.TempPathFactory, broker: str) -> dict:
+def summary(tmp_path_factory: pytest.TempPathFactory, any_broker) -> dict:
     """What a run at four times the speed of life adds up to."""
     folder = tmp_path_factory.mktemp("demo")
-    demo = start("--speed", "4", "--json", "--broker", broker, tmp_path=folder, CONTEXTENGINE_EMBEDDED="true")
+    options = ["--speed", "4", "--json", "--broker", any_broker.address]
+    demo = start(*options, tmp_path=folder, CONTEXTENGINE_EMBEDDED=str(any_broker.embedded))
     told, complaints = demo.communicate(timeout=90)
     assert demo.returncode == 0, told + complaints
     assert list(folder.iterdir()) == []
@@ -79,9 +80,9 @@ def test_every_delivered_context_was_in_context_when_the_next_turn_was_asked_for
     assert summary["in_context"] == summary["with_next_turn"]
 
 
-async def test_its_sessions_read_back_from_the_topics_are_judged_to_the_same_digests(summary):
+async def test_its_sessions_read_back_from_the_topics_are_judged_to_the_same_digests(summary, any_broker):
     """The events topic is all that a decision needs: the same log and rules give the same chain of decisions."""
-    settings = load(environ={}, broker=summary["broker"], embedded=True, prefix=summary["prefix"])
+    settings = load(environ={}, broker=summary["broker"], embedded=any_broker.embedded, prefix=summary["prefix"])
     rules = parse_rules(RULES.read_text(), "rules.yaml")
     digests = {made.session_id: made.digest for made in await read(settings, catalogue(settings).decisions)}
     logs = await logs_by_session(settings)

@@ -39,15 +39,18 @@ def test_a_frame_shows_who_says_what_and_what_became_of_a_context():
         "person: my dog",
         "pets  on keywords dog",
         "[Strategy] small talk: yes",
-        "at once → in context (system, 10 ms) → 60 ms before turn 1 ✓",
+        "at once → in context (system, the provider took 10 ms) → 600 ms before turn 1 ✓",  # at ten times the pace
         "held back by shadow: on trial",
         "1 delivered",
     ):
         assert told in frame
 
 
-def test_a_frame_of_nothing_yet_is_drawn():
-    assert "ContextEngine" in drawn(story())
+def test_a_frame_of_nothing_yet_is_drawn_with_what_its_signs_mean():
+    frame = drawn(story(), width=80, height=24)
+    assert "ContextEngine" in frame
+    assert "◇ fired  ◆ in the call  ✓ the turn had it  ✗ held back or not delivered" in frame
+    assert "p50" not in frame
 
 
 def test_the_newest_of_many_contexts_stand_at_the_bottom():
@@ -65,6 +68,12 @@ def test_the_summary_for_people_names_problems():
     console.print(summary_table(summary(story(DECIDED, VERDICT))))
     assert "problem" in console.file.getvalue()
     assert "pets has no outcome" in console.file.getvalue()
+
+
+def test_the_summary_of_a_run_that_delivered_nothing_has_no_latencies():
+    console = Console(file=io.StringIO(), width=120)
+    console.print(summary_table(summary(story(SAID))))
+    assert "latency" not in console.file.getvalue()
 
 
 def test_a_picture_needs_nothing_from_elsewhere(tmp_path):

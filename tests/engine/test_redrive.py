@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from contextengine.engine.candidate import redriven_id
+from contextengine.engine.decide import ABANDONED_AFTER_MS
 from contextengine.schemas.events import InjectionRedriven
 from contextengine.schemas.injection import Outcome
 from contextengine.testing import Call
@@ -73,11 +74,15 @@ def test_for_a_session_that_has_ended_it_expires(dead_call):
     assert not dead_call.forgotten
 
 
-def test_for_a_session_that_is_forgotten_it_expires_and_the_session_stays_forgotten(dead_call, call_with):
+def test_for_a_session_that_is_forgotten_it_expires_once_and_the_session_is_forgotten_again_after_a_day(
+    dead_call, call_with
+):
     other = call_with(RULES, started=False)
+    other.append(redriven(dead_call))
     other.append(redriven(dead_call))
     assert other.outcomes() == [Outcome.EXPIRED]
     assert other.attempts() == []
+    other.advance_ms(ABANDONED_AFTER_MS)
     assert other.forgotten
 
 

@@ -144,7 +144,8 @@ class RealtimeSimulator:
     """Hosts calls on a local port (0: a free one) while its `async with` block runs.
 
     `model_says` gives the words of each turn, spoken at `word_ms` for each word (0: at once); `ack_latency_ms` delays
-    every acknowledgement of an item. `api_key` None admits every bearer token. Nothing is random.
+    every acknowledgement of an item. `api_key` None admits every bearer token. `any_call` opens a call that is not
+    there when somebody joins it: it stands for a media leg that nobody plays. Nothing is random.
     """
 
     def __init__(
@@ -157,6 +158,7 @@ class RealtimeSimulator:
         word_ms: int = 0,
         ack_latency_ms: int = 0,
         faults: Iterable[Fault] = (),
+        any_call: bool = False,
     ) -> None:
         self.calls: dict[str, Call] = {}
         self.violations: list[str] = []
@@ -165,6 +167,7 @@ class RealtimeSimulator:
         self.ack_latency_ms = ack_latency_ms
         self._host, self._port = host, port
         self._api_key = api_key
+        self._any_call = any_call
         self._model_says = model_says
         self._server: Server | None = None
 
@@ -209,6 +212,8 @@ class RealtimeSimulator:
         url = urlsplit(request.path)
         query = parse_qs(url.query)
         token = re.fullmatch(r"Bearer (\S+)", request.headers.get("Authorization", ""))
+        if self._any_call and "model" not in query and "call_id" in query and not self._joinable(query["call_id"][0]):
+            self.open_call(query["call_id"][0])
         status, code, message = HTTPStatus.SWITCHING_PROTOCOLS, "", ""
         if url.path != PATH:
             status, code, message = HTTPStatus.NOT_FOUND, "not_found", f"Only {PATH} is simulated."

@@ -1,0 +1,18 @@
+"""What is recorded about a dead letter after it was written."""
+
+from __future__ import annotations
+
+from msgspec import Struct
+
+
+class DeadLetterRedriven(Struct, frozen=True, kw_only=True):
+    """A dead letter was sent back, and the broker has it: on the dead letters' topic, in the letter's own partition.
+
+    `offset` is the letter's; `number` is how often its record has been sent back by now, this time included; `by` is
+    who did it. `injection_id` is the injection that a dead one came back as, "" for bytes, which go back as they are.
+    """
+
+    offset: int
+    number: int
+    by: str
+    injection_id: str = ""
