@@ -12,14 +12,15 @@ import re
 from collections.abc import Iterable, Mapping
 from enum import Enum
 from hashlib import blake2b
+from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Final, Union, get_args, get_origin, get_type_hints
+from typing import Any, Final, Literal, Union, get_args, get_origin, get_type_hints
 
 import msgspec
 import yaml
 
 from contextengine import __version__, plugins
-from contextengine.engine.builders import Builder, Text
+from contextengine.engine.builders import Builder, Text, template_mistakes
 from contextengine.engine.rules import Rule, RuleSet
 from contextengine.engine.strategies.strategy import Strategy
 from contextengine.errors import RulesInvalid
@@ -35,6 +36,14 @@ _GREATEST: Final = 10**9
 def rules_hash(text: str) -> str:
     """The name of a rule set in the log: it covers the text and the engine's version."""
     return blake2b(f"{__version__}\n{text}".encode(), digest_size=12).hexdigest()
+
+
+def read_text(file: Path) -> str:
+    """What a rules file holds, to be parsed. RulesInvalid when it is no text in UTF-8."""
+    try:
+        return file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise RulesInvalid([f"{file}: byte {error.start + 1} is no UTF-8; rules are text (YAML)"]) from None
 
 
 def parse_rules(text: str, source: str) -> RuleSet:
@@ -55,6 +64,7 @@ class _Reading:
     def __init__(self, source: str) -> None:
         self.source = source
         self.problems: list[str] = []
+        self._names: set[str] = set()
 
     def document(self, text: str) -> list[Rule]:
         try:
@@ -62,7 +72,8 @@ class _Reading:
         except yaml.YAMLError as error:
             mark = getattr(error, "problem_mark", None)
             where = f"{self.source}:{mark.line + 1}:{mark.column + 1}" if mark else self.source
-            self.problems.append(f"{where}: not YAML: {getattr(error, 'problem', error)}")
+            told = getattr(error, "problem", None) or getattr(error, "reason", error)
+            self.problems.append(f"{where}: not YAML: {told}")
             return []
         if root is None:
             self.problems.append(f"{self.source}:1:1: the file is empty, expected `rules:` and a list of rules")
@@ -75,24 +86,26 @@ class _Reading:
         if not isinstance(node, yaml.SequenceNode):
             self._problem(node, f"`rules` is {_shown(node)}, expected a list of rules")
             return []
-        rules: dict[str, Rule] = {}
-        for item in node.value:
-            rule = self._rule(item)
-            if rule is not None and rule.name in rules:
-                self._problem(item, f"a second rule named {rule.name!r}; a name is used once")
-            elif rule is not None:
-                rules[rule.name] = rule
-        return list(rules.values())
+        return [rule for item in node.value if (rule := self._rule(item)) is not None]
 
     def _rule(self, node: yaml.Node) -> Rule | None:
-        rule = self._fields(node, Rule, "a rule")
-        if isinstance(rule, Rule) and rule.build.quotes_people and rule.trust is Trust.TRUSTED:
+        """What can be said of the rule as a whole is said of one with mistakes in its parts too."""
+        before = len(self.problems)
+        values = self._values(node, Rule, "a rule")
+        name, build = values.get("name"), values.get("build")
+        if name in self._names:
+            self._problem(node, f"a second rule named {name!r}; a name is used once")
+        elif name is not None:
+            self._names.add(name)
+        if build is not None and build.quotes_people and values.get("trust", Trust.TRUSTED) is Trust.TRUSTED:
             self._problem(
                 node,
-                f"rule {rule.name!r} quotes what people said (`said` or `history`), so it must say `trust: untrusted`:"
+                f"rule {name!r} quotes what people said (`said` or `history`), so it must say `trust: untrusted`:"
                 " such text never speaks to a model with authority",
             )
-        return rule if isinstance(rule, Rule) else None
+        given = {part: value for part, value in values.items() if value is not None}
+        rule = self._made(node, Rule, {"name": "?", "when": None, "build": None} | given, "a rule") if values else None
+        return rule if isinstance(rule, Rule) and len(self.problems) == before else None
 
     def _value(self, node: yaml.Node, hint: Any, what: str) -> Any:  # noqa: PLR0911 - one return a kind
         if hint is Strategy:
@@ -127,23 +140,35 @@ class _Reading:
         return self._fields(value, strategy, name)
 
     def _fields(self, node: yaml.Node, kind: type, what: str) -> Any:
+        before = len(self.problems)
+        values = self._values(node, kind, what)
+        if kind is Text:
+            for text in _texts(node):
+                for mistake in template_mistakes(text.value):
+                    self._problem(text, mistake)
+        return self._made(node, kind, values, what) if len(self.problems) == before else None
+
+    def _values(self, node: yaml.Node, kind: type, what: str) -> dict[str, Any]:
+        """The values of the fields of `kind` that are given, by the fields' names; None stands for a mistake."""
         hints = get_type_hints(kind)
         fields = {_written(name): (name, required) for name, required in _fields_of(kind)}
-        before = len(self.problems)
         pairs = self._pairs(node, fields, what)
-        missing = [written for written, (_, required) in fields.items() if required and written not in pairs]
-        if missing and len(self.problems) == before:
+        if not isinstance(node, yaml.MappingNode):
+            return {}
+        meant = {near for key, _ in node.value for near in _near(key.value, fields)}
+        missing = [written for written, (_, required) in fields.items() if required and written not in {*pairs, *meant}]
+        if missing:
             self._problem(node, f"{what} lacks {', '.join(f'`{name}`' for name in missing)}")
         values = {}
         for written, value in pairs.items():
-            if written in fields:
-                name = fields[written][0]
-                hint = hints[name]
-                if name.endswith("_ms"):
-                    hint = _Duration | None if NoneType in get_args(hint) else _Duration
-                values[name] = self._value(value, hint, f"`{written}`")
-        if len(self.problems) > before:
-            return None
+            name = fields[written][0]
+            hint = hints[name]
+            if name.endswith("_ms"):
+                hint = _Duration | None if NoneType in get_args(hint) else _Duration
+            values[name] = self._value(value, hint, f"`{written}`")
+        return values
+
+    def _made(self, node: yaml.Node, kind: type, values: dict[str, Any], what: str) -> Any:
         try:
             return kind(**values)
         except (TypeError, ValueError) as error:
@@ -161,7 +186,7 @@ class _Reading:
             elif key.value in pairs:
                 self._problem(key, f"{what} says `{key.value}` twice")
             elif known is not None and key.value not in known:
-                near = difflib.get_close_matches(key.value, list(known), n=1)
+                near = _near(key.value, known)
                 hint = f"; did you mean `{near[0]}`?" if near else f"; expected one of {', '.join(known)}"
                 self._problem(key, f"{what} knows no `{key.value}`{hint}")
             else:
@@ -192,6 +217,9 @@ class _Reading:
         elif isinstance(hint, type) and issubclass(hint, Enum):
             if text in {member.value for member in hint}:
                 return hint(text)
+        elif get_origin(hint) is Literal:
+            if text in get_args(hint):
+                return text
         elif hint is bool:
             if node.tag == "tag:yaml.org,2002:bool":
                 return text.lower() in ("true", "yes", "on")
@@ -224,6 +252,22 @@ def _fields_of(kind: Any) -> list[tuple[str, bool]]:
     ]
 
 
+def _near(key: Any, known: Iterable[str]) -> list[str]:
+    """The one of `known` that `key` probably means, if there is one."""
+    return difflib.get_close_matches(key, list(known), n=1) if isinstance(key, str) else []
+
+
+def _texts(inject: yaml.Node) -> list[yaml.ScalarNode]:
+    """The texts that `inject` fills its dimensions with."""
+    told = [told for dimension in _values_of(inject) for told in _values_of(dimension)]
+    texts = [text for each in told for text in (each.value if isinstance(each, yaml.SequenceNode) else [each])]
+    return [text for text in texts if isinstance(text, yaml.ScalarNode)]
+
+
+def _values_of(node: yaml.Node) -> list[yaml.Node]:
+    return [value for _, value in node.value] if isinstance(node, yaml.MappingNode) else []
+
+
 def _written(name: str) -> str:
     return _WRITTEN.get(name, name.removesuffix("_ms"))
 
@@ -249,4 +293,6 @@ def _expected(hint: Any) -> str:
         return "a duration such as 500 ms, 10 s, 30 min or 1 h, at most a year"
     if isinstance(hint, type) and issubclass(hint, Enum):
         return "one of " + ", ".join(member.value for member in hint)
+    if get_origin(hint) is Literal:
+        return "one of " + ", ".join(get_args(hint))
     return {bool: "true or false", int: "a whole number up to a billion", str: "text"}.get(hint, str(hint))

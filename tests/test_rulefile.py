@@ -16,7 +16,7 @@ from contextengine.engine.strategies.semantic import Emotion, Keyword
 from contextengine.engine.strategies.state_based import ConversationReaches, Silence
 from contextengine.engine.strategies.temporal import Every, EveryMessages
 from contextengine.errors import RulesInvalid
-from contextengine.rulefile import parse_rules, rules_hash
+from contextengine.rulefile import parse_rules, read_text, rules_hash
 from contextengine.schemas.context import Criticality, Respond, Trust
 from contextengine.schemas.injection import FailurePolicy, FailureStrategy
 from contextengine.schemas.session import Place
@@ -115,6 +115,7 @@ def test_a_strategy_may_be_written_short_or_with_its_keys(text, strategy):
 
 
 DURATION = "expected a duration such as 500 ms, 10 s, 30 min or 1 h, at most a year"
+SESSION = "emotion, id, messages, minutes, modality, turns, user"
 STRATEGIES = "all, conversation_reaches, emotion, every, every_messages, keyword, silence"
 
 
@@ -138,7 +139,9 @@ STRATEGIES = "all, conversation_reaches, emotion, every, every_messages, keyword
         ("{keyword: {speaker: user}}", "21: keyword lacks `any_of`"),
         ("{keyword: {any_of: a, loud: 1}}", "33: keyword knows no `loud`; expected one of any_of, speaker"),
         ("{keyword: {any_of: a, speeker: b}}", "33: keyword knows no `speeker`; did you mean `speaker`?"),
-        ("{keyword: {[a]: b}}", "22: a name in keyword is a list, expected text"),
+        ("{keyword: {any_of: a, [a]: b}}", "33: a name in keyword is a list, expected text"),
+        ("{keyword: {any_of: a, speaker: customer}}", "42: `speaker` is 'customer', expected one of user, assistant"),
+        ("{emotion: {any_of: joy, speaker: 1}}", "44: `speaker` is '1', expected one of user, assistant"),
         ("{key_word: a}", "12: `when` knows no `key_word`; did you mean `keyword`?"),
         ("{xyz: a}", f"12: `when` knows no `xyz`; expected one of {STRATEGIES}"),
         ("{keyword: a, emotion: b}", f"11: `when` is a mapping, expected exactly one of {STRATEGIES}"),
@@ -171,11 +174,15 @@ rules:
         ('inject: {strategy: {a: "\\ud800"}}', "28: `strategy`.a is '\\ud800', expected text"),
         (
             "inject: {strategy: {a: '{{ foo }}'}}",
-            "13: inject: no template knows foo; known: evidence, facts, history, said, session",
+            "28: no template knows foo; known: evidence, facts, history, said, session",
+        ),
+        (
+            'inject: {strategy: {a: \'{{ session.minute }}{{ session["turn"] }}{{ session.get("user") }}\'}}',
+            "28: no template knows session.minute, session.turn; known: " + SESSION,
         ),
         (
             "inject: {strategy: {a: '{% if %}'}}",
-            "13: inject: template '{% if %}': Expected an expression, got 'end of statement block'",
+            "28: template '{% if %}': Expected an expression, got 'end of statement block'",
         ),
         (f"{SAID}, priority: high", "46: `priority` is 'high', expected a whole number up to a billion"),
         (f"{SAID}, shadow: maybe", "44: `shadow` is 'maybe', expected true or false"),
@@ -258,6 +265,40 @@ def test_every_mistake_is_told_at_once():
     assert {problem.split(": ")[0] for problem in found} == {"rules.yaml:3:28", "rules.yaml:8:10", "rules.yaml:9:5"}
 
 
+def test_what_is_wrong_with_a_rule_as_a_whole_is_told_beside_the_mistakes_in_its_parts():
+    """Nobody has to mend a file twice to learn of all that is wrong with it."""
+    found = problems("""\
+        rules:
+          - name: one
+            when: {keyword: a}
+            inject: {information: {a: b}}
+          - name: one
+            when: {every_messages: x}
+            inject: {information: {a: "{{ said }}"}}
+          - name: three
+            wehn: {keyword: a}
+            inject:
+              information: {a: "{{ foo }}", b: "{% if %}"}
+              strategy: ["{{ bar }}"]
+            ttl: 0 s
+            place: nowhere
+          - when: {keyword: {speaker: user, any: x}}
+    """)
+    assert [problem.removeprefix("rules.yaml:").split(";")[0].split(": such")[0] for problem in found] == [
+        "6:28: `count` is 'x', expected a whole number up to a billion",
+        "5:5: a second rule named 'one'",
+        "5:5: rule 'one' quotes what people said (`said` or `history`), so it must say `trust: untrusted`",
+        "9:5: a rule knows no `wehn`",
+        "12:17: `strategy` is a list, expected `name: value` pairs",
+        "11:24: no template knows foo",
+        "11:40: template '{% if %}': Expected an expression, got 'end of statement block'",
+        "14:12: `place` is 'nowhere', expected one of now, turn_boundary, silence",
+        "8:5: a rule: ttl and timeout must be at least 1 ms",
+        "15:5: a rule lacks `name`, `inject`",
+        "15:37: keyword knows no `any`",
+    ]
+
+
 def test_a_name_is_used_once():
     rule = f"{{name: r, when: {{keyword: a}}, {SAID}}}"
     assert problems(f"rules:\n  - {rule}\n  - {rule}\n") == [
@@ -278,6 +319,14 @@ def test_a_rule_that_quotes_what_people_said_must_say_that_it_is_untrusted(quote
     assert problem.startswith("rules.yaml:3:5: rule 'r' quotes what people said")
     assert "`trust: untrusted`" in problem
     assert rule_of(text + "        trust: untrusted\n").trust is Trust.UNTRUSTED
+
+
+def test_a_file_that_is_no_text_is_refused_by_name(tmp_path):
+    file = tmp_path / "rules.yaml"
+    file.write_bytes(b"rules:\n\xff\x00")
+    with pytest.raises(RulesInvalid, match=r"rules\.yaml: byte 8 is no UTF-8; rules are text \(YAML\)"):
+        read_text(file)
+    assert problems("rules: \x00") == ["rules.yaml: not YAML: special characters are not allowed"]
 
 
 def test_the_hash_names_text_and_engine_and_differs_with_either(monkeypatch):

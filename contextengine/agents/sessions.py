@@ -24,8 +24,8 @@ from contextengine.engine.decision import Decision
 from contextengine.engine.partition import follow, subject
 from contextengine.errors import EngineDefect, LogReplaced, RecordRefused, UndecodableRecord
 from contextengine.monitoring.metrics import DEAD_LETTERS, DECIDE_SECONDS, EVENTS, INJECTIONS, SUPPRESSED
-from contextengine.schemas.codec import decode, encode
-from contextengine.schemas.events import PartitionAssigned, RulesChanged
+from contextengine.schemas.codec import Codec
+from contextengine.schemas.events import PARTITION_EVENTS
 from contextengine.schemas.session import Partition, Session, State
 from contextengine.tables.live import LiveTable, PartitionLock
 from contextengine.topics.catalogue import Catalogue
@@ -46,6 +46,7 @@ class SessionsAgent:
         rule_sets: RuleSets,
         timers: Timers,
         lag: PartitionLag,
+        codec: Codec,
         *,
         group: str,
         worker: str,
@@ -56,6 +57,7 @@ class SessionsAgent:
         self._rule_sets = rule_sets
         self._timers = timers
         self._lag = lag
+        self._codec = codec
         self._group = group
         self._worker = worker
 
@@ -129,8 +131,8 @@ class SessionsAgent:
 
     async def _judge(self, record: ConsumerRecord, partition: Partition) -> None:
         try:
-            event = event_in(record, self._topics.events.partitions, decode)
-            if isinstance(event, PartitionAssigned | RulesChanged):
+            event = event_in(record, self._topics.events.partitions, self._codec.decode)
+            if isinstance(event, PARTITION_EVENTS):
                 follow(partition, event)
                 return
             session = subject(event, record.offset, self._table.get(record.partition, record.key))
@@ -156,6 +158,8 @@ class SessionsAgent:
             self._timers.arm(record.partition, session.session_id, timer, due_ms)
 
     def _send(self, record: ConsumerRecord, decision: Decision) -> None:
+        if decision.explanation is None and not decision.defect:
+            return  # nothing follows from most events; what does is explained, unless a defect came before
         topics = self._topics
         trace = trace_of(record.headers)
         caused = [*trace, caused_by(record.offset)]
@@ -167,7 +171,7 @@ class SessionsAgent:
             (topics.decisions, [decision.explanation] if decision.explanation else []),
         ):
             for output in outputs:
-                self._outbox.add(topic.name, record.partition, record.key, encode(output), caused)
+                self._outbox.add(topic.name, record.partition, record.key, self._codec.encode(output), caused)
         for suppressed in decision.suppressed:
             SUPPRESSED.labels(suppressed.filter).inc()
         for result in decision.results:
@@ -185,7 +189,7 @@ class SessionsAgent:
                 redrives=dead.attempt.injection.redrives,
                 carried=trace,
             )
-            self._outbox.add(topics.dead.name, record.partition, record.key, encode(dead.attempt), told)
+            self._outbox.add(topics.dead.name, record.partition, record.key, self._codec.encode(dead.attempt), told)
             DEAD_LETTERS.labels(Stage.DELIVER).inc()
 
     def _bury(self, record: ConsumerRecord, stage: Stage, error: Exception) -> None:

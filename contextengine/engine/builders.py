@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
 import jinja2
-from jinja2 import meta
+from jinja2 import meta, nodes
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from contextengine.engine.moment import Moment
@@ -23,6 +23,7 @@ from contextengine.schemas.events import MessageCompleted
 
 QUOTING_NAMES: Final = frozenset({"said", "history"})
 TEMPLATE_NAMES: Final = QUOTING_NAMES | {"session", "facts", "evidence"}
+SESSION_NAMES: Final = frozenset({"id", "minutes", "messages", "turns", "emotion", "modality", "user"})
 
 _jinja = ImmutableSandboxedEnvironment(undefined=jinja2.StrictUndefined, autoescape=False)
 del _jinja.filters["random"]  # the same moment must always give the same text
@@ -62,16 +63,11 @@ class Text:
     def __post_init__(self) -> None:
         names: set[str] = set()
         for source in self._sources():
-            try:
-                names |= meta.find_undeclared_variables(_jinja.parse(source))
-                self._templates[source] = _jinja.from_string(source)
-            except jinja2.TemplateSyntaxError as error:
-                raise ValueError(f"template {source!r}: {error.message}") from error
-        unknown = names - TEMPLATE_NAMES
-        if unknown:
-            raise ValueError(
-                f"no template knows {', '.join(sorted(unknown))}; known: {', '.join(sorted(TEMPLATE_NAMES))}"
-            )
+            mistakes = template_mistakes(source)
+            if mistakes:
+                raise ValueError("; ".join(mistakes))
+            names |= meta.find_undeclared_variables(_jinja.parse(source))
+            self._templates[source] = _jinja.from_string(source)
         object.__setattr__(self, "quotes_people", bool(names & QUOTING_NAMES))
         if not (self.information or self.strategy or self.attention):
             raise ValueError("at least one of information, strategy and attention must say something")
@@ -82,7 +78,7 @@ class Text:
             for dimension in (self.information, self.strategy, self.attention)
             for told in dimension.values()
             for text in ([told] if isinstance(told, str) else told)
-            if "{{" in text or "{%" in text
+            if _is_template(text)
         ]
 
     def build(self, moment: Moment, evidence: Evidence) -> Content:
@@ -110,6 +106,40 @@ class Text:
             name: render(told) if isinstance(told, str) else [render(text) for text in told]
             for name, told in dimension.items()
         }
+
+
+def template_mistakes(text: str) -> list[str]:
+    """What no session could ever make good: wrong syntax, names that no template knows. Plain text has no mistakes."""
+    if not _is_template(text):
+        return []
+    try:
+        tree = _jinja.parse(text)
+        _jinja.from_string(text)
+    except jinja2.TemplateSyntaxError as error:
+        return [f"template {text!r}: {error.message}"]
+    names = meta.find_undeclared_variables(tree)
+    of_session = _asked_of("session", tree) if "session" in names else set()
+    return _unknown("", names, TEMPLATE_NAMES) + _unknown("session.", of_session, SESSION_NAMES)
+
+
+def _is_template(text: str) -> bool:
+    return "{{" in text or "{%" in text
+
+
+def _unknown(owner: str, names: set[str], known: frozenset[str]) -> list[str]:
+    unknown = ", ".join(owner + name for name in sorted(names - known))
+    return [f"no template knows {unknown}; known: {', '.join(sorted(known))}"] if unknown else []
+
+
+def _asked_of(owner: str, tree: nodes.Template) -> set[str]:
+    """The names that the template asks of a mapping; what every mapping has is none of them."""
+    asked = {part.attr for part in tree.find_all(nodes.Getattr) if _is(part.node, owner)} - set(dir(dict))
+    items = [part.arg for part in tree.find_all(nodes.Getitem) if _is(part.node, owner)]
+    return asked | {str(item.value) for item in items if isinstance(item, nodes.Const)}
+
+
+def _is(node: nodes.Node, name: str) -> bool:
+    return isinstance(node, nodes.Name) and node.name == name
 
 
 def _names(moment: Moment, evidence: Evidence) -> dict[str, Any]:

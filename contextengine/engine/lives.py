@@ -40,6 +40,8 @@ REDRIVES_REMEMBERED: Final = 64
 class Lives:
     """A session's injections while one event is judged; what must be done for them goes into its decision."""
 
+    __slots__ = ("_decision", "_now_ms", "_session")
+
     def __init__(self, session: Session, now_ms: int, decision: Decision) -> None:
         self._session = session
         self._now_ms = now_ms

@@ -52,8 +52,7 @@ def _type(hint: Any, named: set[str]) -> Any:
         return _PRIMITIVES[hint]
     origin = get_origin(hint)
     if origin in (Union, UnionType):
-        members = sorted(get_args(hint), key=lambda member: member is not NoneType)
-        return [_type(member, named) for member in members]
+        return [_type(member, named) for member in union_members(hint)]
     if origin is list:
         return {"type": "array", "items": _type(get_args(hint)[0], named)}
     if origin is dict:
@@ -74,6 +73,11 @@ def former(record: type[Struct]) -> list[dict[str, Any]]:
     """The schemas that `record` had before, the oldest first."""
     files = sorted(AVSC.glob(f"{record.__name__}.*.avsc"), key=lambda file: int(file.suffixes[0][1:]))
     return [json.loads(file.read_text()) for file in files]
+
+
+def union_members(hint: Any) -> list[Any]:
+    """The types of a union in the order of their branches: null comes first."""
+    return sorted(get_args(hint), key=lambda member: member is not NoneType)
 
 
 def avsc_text(record: type[Struct]) -> str:

@@ -14,7 +14,7 @@ an offset learned at the session's start. Events are trees, so the garbage colle
 
 from __future__ import annotations
 
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 from msgspec import Struct
 
@@ -274,6 +274,9 @@ class RulesChanged(Struct, frozen=True, kw_only=True):
 SessionFeedback: TypeAlias = Tick | AttemptReported | RetryDue | InjectionRedriven
 PartitionEvent: TypeAlias = PartitionAssigned | RulesChanged
 AnyEvent: TypeAlias = ConversationEvent | SessionFeedback | PartitionEvent
+
+PARTITION_EVENTS: Final = (PartitionAssigned, RulesChanged)
+"""The same for `isinstance`, to which a union costs as much as a rule."""
 
 CONVERSATION_EVENTS: tuple[type[ConversationEvent], ...] = (
     SessionStarted,

@@ -44,7 +44,7 @@ def _codec(url: str, username: str, password: str) -> Codec:
     headers = {"Content-Type": CONTENT_TYPE, "Accept": CONTENT_TYPE}
     if username:
         headers["Authorization"] = "Basic " + base64.b64encode(f"{username}:{password}".encode()).decode()
-    ids = {}
+    ids: dict[bytes, Any] = {}
     for name, fingerprint, schema in shipped_schemas():
         body = json.dumps({"schema": schema}).encode()
         found = _ask(f"{url}/subjects/{name}", body, headers)

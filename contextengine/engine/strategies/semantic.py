@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, Literal, TypeAlias
 
 from contextengine.engine.moment import Moment
 from contextengine.engine.strategies.strategy import Evidence
 from contextengine.engine.triggers.keywords import words_of
-from contextengine.schemas.events import USER, EmotionShifted, MessageCompleted
+from contextengine.schemas.events import EmotionShifted, MessageCompleted
 from contextengine.schemas.session import RuleMemory
+
+Speaker: TypeAlias = Literal["user", "assistant"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,7 +19,7 @@ class Keyword:
     """Fires when `speaker` (or anybody) says one of these words or phrases."""
 
     any_of: tuple[str, ...]
-    speaker: str | None = USER
+    speaker: Speaker | None = "user"
 
     listens: ClassVar[frozenset[type]] = frozenset({MessageCompleted})
     phrases: frozenset[str] = field(init=False, repr=False)
@@ -44,7 +46,7 @@ class Emotion:
     """Fires when `speaker` (or anybody) speaks of one of these emotions, or a VoiceEngine's own detector heard it."""
 
     any_of: tuple[str, ...]
-    speaker: str | None = USER
+    speaker: Speaker | None = "user"
 
     listens: ClassVar[frozenset[type]] = frozenset({MessageCompleted, EmotionShifted})
 

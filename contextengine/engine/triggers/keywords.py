@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
 _MARKS: Final = "".join(char for char in map(chr, range(0x300, 0x10000)) if unicodedata.category(char)[0] == "M")
@@ -22,6 +22,11 @@ _WORD: Final = re.compile(rf"{_RUN}(?:['\u2019]{_RUN})*")
 def words_of(text: str) -> list[str]:
     """The words of `text` in order, case-folded and composed (NFC), typographic apostrophes made plain."""
     return [word.replace("\u2019", "'") for word in _WORD.findall(unicodedata.normalize("NFC", text.casefold()))]
+
+
+def with_words(text: str, replaced: Callable[[str], str]) -> str:
+    """`text` with each of its words, as it stands there, replaced; what is between them stays."""
+    return _WORD.sub(lambda word: replaced(word[0]), text)
 
 
 class PhraseIndex:

@@ -1,0 +1,59 @@
+"""How each speaker's feelings move.
+
+A speaker's chances of each emotion are followed twice, by a quick and by a slow average (exponential smoothing). Their
+difference is the shift: it grows when a feeling rises above what is usual for this speaker, and labels that flicker
+from message to message do not move it.
+"""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+from msgspec import Struct
+
+from contextengine.engine.triggers.language import EMOTIONS, Reading
+
+_QUICK: Final = 2
+_SLOW: Final = 6
+"""Messages that the averages reach back, roughly; the first message starts both."""
+_MOST_SPEAKERS: Final = 8
+_FOLLOWED: Final = (*EMOTIONS, "negative")
+
+
+class Mood(Struct, gc=False):
+    """A speaker's averages, per mille, in the order of `EMOTIONS`, and at the end of anything negative."""
+
+    quick: list[int]
+    slow: list[int]
+
+
+class Moods(Struct, gc=False):
+    """The moods of those who spoke last, by speaker."""
+
+    by_speaker: dict[str, Mood] = {}
+
+
+class MoodShift(NamedTuple):
+    """The feeling that has risen most above its usual, by how much, and the same for anything negative (per mille)."""
+
+    emotion: str
+    rise: int
+    negative: int
+
+
+def follow_mood(moods: Moods, speaker: str, reading: Reading) -> MoodShift:
+    """Take a message of `speaker` into their mood, and say how it has moved. Their first message moves nothing."""
+    now = (*reading.emotions, reading.negative)
+    mood = moods.by_speaker.pop(speaker, None)
+    mood = Mood(list(now), list(now)) if mood is None else Mood(_nearer(mood.quick, now, _QUICK), _nearer(mood.slow, now, _SLOW))
+    moods.by_speaker[speaker] = mood
+    if len(moods.by_speaker) > _MOST_SPEAKERS:
+        del moods.by_speaker[next(iter(moods.by_speaker))]
+    rises = [quick - slow for quick, slow in zip(mood.quick, mood.slow, strict=True)]
+    most = max(range(len(EMOTIONS)), key=rises.__getitem__)
+    return MoodShift(EMOTIONS[most] if rises[most] > 0 else "neutral", max(0, rises[most]), rises[-1])
+
+
+def _nearer(average: list[int], now: tuple[int, ...], reach: int) -> list[int]:
+    """The average moved towards `now`."""
+    return [old + (new - old) // reach for old, new in zip(average, now, strict=True)]

@@ -1,0 +1,122 @@
+"""An installation's topics, as an audit and a recording read them: a partition at a time, and only what is settled."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from aiokafka import TopicPartition
+
+from contextengine.replay.evidence import Evidence
+from contextengine.replay.log import Bounds, LogReader
+from contextengine.replay.opening import Opening
+from contextengine.replay.states import States
+from contextengine.topics import rulebook
+from contextengine.topics.catalogue import catalogue
+from contextengine.topics.registry import codec_of
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from aiokafka import ConsumerRecord
+
+    from contextengine.replay.span import Span
+    from contextengine.schemas.codec import Codec
+    from contextengine.settings import Settings
+    from contextengine.topics.catalogue import Catalogue, Topic
+
+
+@dataclass(slots=True)
+class Part:
+    """What is meant of one partition: its events from `opening` up to `end`, and what was written about it.
+
+    Everything up to `end` is judged and durable; `unjudged` events that were asked for lie behind it.
+    """
+
+    number: int
+    opening: Opening
+    end: int
+    unjudged: int
+    evidence: Evidence
+
+
+class Source:
+    """The topics of an installation, and its rule sets by hash: their texts, and their versions."""
+
+    def __init__(
+        self, settings: Settings, reader: LogReader, codec: Codec, entries: Mapping[str, rulebook.Entry]
+    ) -> None:
+        self.topics: Catalogue = catalogue(settings)
+        self.codec = codec
+        self.partitions = settings.partitions
+        self.rules = {key: entry.value.decode() for key, entry in entries.items()}
+        self.log_id = self.rules.pop(rulebook.LOG_ID, "")
+        self._versions = {key: entry.offset for key, entry in entries.items()}
+        self._reader = reader
+        self._bounds: dict[TopicPartition, Bounds] = {}
+
+    async def look(self) -> None:
+        """Note how far the topics go now."""
+        topics = self.topics
+        # In this order: a state is written after the outputs that it knows of, and they after their event.
+        for group in (
+            [topics.sessions_changelog],
+            [topics.injections, topics.retry_1s, topics.results, topics.decisions, topics.attempts, topics.dead],
+            [topics.events],
+        ):
+            self._bounds |= await self._reader.bounds(*group)
+
+    async def parts(self, span: Span) -> AsyncIterator[Part]:
+        """Each partition that is meant, without verdicts and dead letters."""
+        for number in span.partitions(self.partitions):
+            yield await self._part(number, span)
+
+    def events(self, part: Part) -> AsyncIterator[ConsumerRecord]:
+        """The events of a part, in order; also those before what was asked for that its opening needs."""
+        events = TopicPartition(self.topics.events.name, part.number)
+        return self._reader.read(events, Bounds(part.opening.start, part.end))
+
+    async def read_verdicts(self, part: Part) -> None:
+        """Add the verdicts on attempts to a part's evidence."""
+        await part.evidence.read_verdicts(self._records(self.topics.attempts, part.number))
+
+    async def read_letters(self, part: Part) -> bool:
+        """Add the dead letters to a part's evidence; whether their topic still has all that were ever written."""
+        await part.evidence.read_letters(self._records(self.topics.dead, part.number), self.topics.events.name)
+        return self._bounds[TopicPartition(self.topics.dead.name, part.number)].start == 0
+
+    async def _part(self, number: int, span: Span) -> Part:
+        topics = self.topics
+        events = TopicPartition(topics.events.name, number)
+        log = self._bounds[events]
+        asked = await span.bounds(self._reader, events, log)
+        states = States(asked.start)
+        await states.read(self._records(topics.sessions_changelog, number))
+        evidence = Evidence(self.codec.decode, span.session_id)
+        for topic in (topics.injections, topics.retry_1s, topics.results, topics.decisions):
+            await evidence.read_outputs(self._records(topic, number))
+        rules_hash = evidence.rules_hash_at(log.start)
+        opening = Opening.of(number, log, states, log_id=self.log_id, versions=self._versions, rules_hash=rules_hash)
+        end = max(opening.start, min(asked.end, states.floor + 1))
+        return Part(number, opening, end, max(0, asked.end - max(end, asked.start)), evidence)
+
+    def _records(self, topic: Topic, number: int) -> AsyncIterator[ConsumerRecord]:
+        partition = TopicPartition(topic.name, number)
+        return self._reader.read(partition, self._bounds[partition])
+
+
+@asynccontextmanager
+async def opened(settings: Settings) -> AsyncIterator[Source]:
+    """The source of an installation, which has looked how far its topics go.
+
+    Raises BrokerUnavailable, and ConfigurationError for topics that are not there.
+    """
+    codec = await asyncio.to_thread(codec_of, settings)
+    entries = await rulebook.read(settings)
+    async with LogReader(settings, catalogue(settings)) as reader:
+        source = Source(settings, reader, codec, entries)
+        await source.look()
+        yield source
