@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import socket
 import uuid
 from collections.abc import Iterable
@@ -15,6 +16,8 @@ from typing import Any, cast
 
 import faust
 from aiokafka import AIOKafkaProducer
+from aiokafka.errors import KafkaError
+from faust.auth import Credentials
 from faust.types import TP
 from msgspec import Struct
 
@@ -25,10 +28,10 @@ from contextengine.agents.rule_sets import RuleSets
 from contextengine.agents.sessions import SessionsAgent
 from contextengine.agents.timers import Timers
 from contextengine.agents.transport import FAUST_SETTINGS, QUEUED_BATCHES, BatchTopic, install
-from contextengine.errors import ConfigurationError, ContextEngineError
-from contextengine.monitoring.health import Health
+from contextengine.errors import BrokerUnavailable, ConfigurationError, ContextEngineError, LogReplaced
+from contextengine.monitoring.health import Health, silence
 from contextengine.rulefile import parse_rules, rules_hash
-from contextengine.schemas.codec import encode
+from contextengine.schemas.codec import Codec
 from contextengine.schemas.events import PartitionAssigned, RulesChanged, Tick
 from contextengine.schemas.session import State, dump_state, load_state
 from contextengine.settings import Settings
@@ -36,6 +39,7 @@ from contextengine.tables.live import LiveTable
 from contextengine.topics import admin, rulebook
 from contextengine.topics.catalogue import SESSIONS_TABLE, Catalogue, catalogue
 from contextengine.topics.errand import errand
+from contextengine.topics.registry import codec_of
 
 log = logging.getLogger(__name__)
 
@@ -68,9 +72,12 @@ class Worker:
     health: Health
     name: str
     lag: PartitionLag
+    codec: Codec
+    broker: str
 
     async def take_over(self, partitions: Iterable[int]) -> None:
         """Mark each partition's log, check that it is the one we know, and wait for its timers again."""
+        await self.check_topics()
         events = {number: TP(self.topics.events.name, number) for number in partitions}
         starts = await self.app.consumer.earliest_offsets(*events.values())
         for number, tp in events.items():
@@ -90,6 +97,28 @@ class Worker:
         await self.app.consumer.commit()
         self.health.meet(PARTITIONS_OWNED)
 
+    async def check_topics(self) -> None:
+        """Read the rules topic again, however long that takes.
+
+        Raises ConfigurationError when a topic is gone, which may be why there are no partitions to take over, and
+        LogReplaced when the events topic was made anew since this worker began.
+        """
+        log_id = self.rule_sets.log_id
+        client = cast("Any", self.app.producer)._producer.client  # noqa: SLF001
+        while True:
+            try:
+                await rulebook.must_exist(self.topics.events.name, client)
+                await self.rule_sets.refresh()
+                break
+            except (BrokerUnavailable, KafkaError) as unanswered:
+                log.warning("the topics cannot be checked, trying again: %s", unanswered)
+                await asyncio.sleep(1)
+        if self.rule_sets.log_id != log_id:
+            raise LogReplaced(
+                f"{self.topics.events.name}: its log id is {self.rule_sets.log_id or 'none'}, this worker began with"
+                f" {log_id}: it was recreated. The worker says at its next start what to do"
+            )
+
     async def let_go(self, partitions: Iterable[int]) -> None:
         """Somebody else may own these partitions soon."""
         self.health.miss(PARTITIONS_OWNED, "rebalancing")
@@ -99,32 +128,38 @@ class Worker:
 
     async def watch_broker(self) -> None:
         """Keep saying whether the worker's group answers its heartbeats, until cancelled."""
+        why = ""
         while True:
             silent_s = cast("Any", self.app.consumer)._thread.silent_s()  # noqa: SLF001
             if silent_s < self.app.conf.broker_session_timeout:
+                why = ""
                 self.health.meet(BROKER_ANSWERS)
-            else:
-                self.health.miss(BROKER_ANSWERS, "no heartbeat has succeeded within the session timeout")
+            elif silent_s < math.inf:
+                why = why or silence(self.broker, silent_s)
+                self.health.miss(BROKER_ANSWERS, why)
             await asyncio.sleep(1)
 
     async def append(self, partition: int, event: Struct, key: bytes | None = None) -> tuple[int, int]:
         """Append a record of our own to the events topic; its offset and append time, once acknowledged."""
         # Faust's own send would choose the partition by the key.
         producer = cast("Any", self.app.producer)._producer  # noqa: SLF001
-        sent = await producer.send(self.topics.events.name, encode(event), key=key, partition=partition)
+        sent = await producer.send(self.topics.events.name, self.codec.encode(event), key=key, partition=partition)
         acknowledged = await sent
         self.timers.learn(partition, acknowledged.timestamp)
         return acknowledged.offset, acknowledged.timestamp
 
 
-def _credentials(settings: Settings) -> faust.SASLCredentials | faust.SSLCredentials | None:
+def _credentials(settings: Settings) -> Credentials | None:
     """How Faust's own clients talk to the broker."""
-    context = settings.ssl_context()
-    if settings.security.startswith("sasl") and settings.sasl_password is not None:
+    client = settings.kafka_client()
+    context = client["ssl_context"]
+    if "sasl_oauth_token_provider" in client:
+        return faust.OAuthCredentials(oauth_cb=client["sasl_oauth_token_provider"], ssl_context=context)
+    if "sasl_mechanism" in client:
         return faust.SASLCredentials(
-            mechanism=settings.sasl_mechanism,
-            username=settings.sasl_username,
-            password=settings.sasl_password.get_secret_value(),
+            mechanism=client["sasl_mechanism"],
+            username=client["sasl_plain_username"],
+            password=client["sasl_plain_password"],
             ssl_context=context,
         )
     return faust.SSLCredentials(context) if context is not None else None
@@ -132,7 +167,7 @@ def _credentials(settings: Settings) -> faust.SASLCredentials | faust.SSLCredent
 
 def build_app(settings: Settings) -> Worker:
     """The worker that these settings ask for; `worker.app.start()` starts it, in the running event loop."""
-    topics = catalogue(settings)
+    topics, codec = catalogue(settings), codec_of(settings)
     name = f"{socket.gethostname()}-{uuid.uuid4().hex[:8]}"
     app = faust.App(
         settings.worker_group,
@@ -163,9 +198,12 @@ def build_app(settings: Settings) -> Worker:
         return agent.is_armed(partition, session_id, timer, due_ms)
 
     timers = Timers(publish_tick, is_armed)
-    lag = PartitionLag(app, topics.events.name)
-    agent = SessionsAgent(topics, table, outbox, rule_sets, timers, lag, group=settings.worker_group, worker=name)
-    worker = Worker(app, agent, rule_sets, timers, topics, Health(PARTITIONS_OWNED, BROKER_ANSWERS), name, lag)
+    lag = PartitionLag(app, topics.events.name, timers.now_ms)
+    agent = SessionsAgent(
+        topics, table, outbox, rule_sets, timers, lag, codec, group=settings.worker_group, worker=name
+    )
+    health = Health(PARTITIONS_OWNED, BROKER_ANSWERS)
+    worker = Worker(app, agent, rule_sets, timers, topics, health, name, lag, codec, settings.broker)
     events = app.topic(topics.events.name, key_serializer="raw", value_serializer="raw", maxsize=QUEUED_BATCHES)
     app.agent(events, name="sessions")(agent.run)
     app.task(timers.run)
@@ -215,7 +253,8 @@ async def publish_rules(settings: Settings, text: str) -> None:
     latest, version = rulebook.newest(await rulebook.read(settings))
     if latest != name:
         version = await rulebook.append(settings, name, text.encode())
-    changed = encode(RulesChanged(version=version, rules_hash=name))
+    codec = await asyncio.to_thread(codec_of, settings)
+    changed = codec.encode(RulesChanged(version=version, rules_hash=name))
     async with errand(AIOKafkaProducer(**settings.kafka_client(), acks="all"), settings) as producer:
         for number in range(settings.partitions):
             await producer.send_and_wait(catalogue(settings).events.name, changed, partition=number)

@@ -29,8 +29,15 @@ from contextengine.errors import SettingsInvalid
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+    from aiokafka.abc import AbstractTokenProvider
+
 PREFIX: Final = "CONTEXTENGINE_"
-SECRETS: Final = ("sasl_password", "openai_api_key")
+SECRETS: Final = ("sasl_password", "schema_registry_password", "openai_api_key")
+HIDDEN: Final = (*SECRETS, "sasl_oauth_token")  # a file's name, too: it may be the secret itself, given by mistake
+CREDENTIALS: Final = (
+    *("sasl_username", "sasl_password"),
+    *("sasl_oauth_token_file", "sasl_oauth_token_url", "sasl_oauth_scope"),
+)
 
 Port = Annotated[int, Field(ge=0, le=65535)]
 
@@ -48,16 +55,32 @@ class Settings(BaseSettings):
     embedded: bool = False
     """Whether that is the embedded broker: no idempotent producers, no LogAppendTime, ListOffsets answers too low."""
     security: Literal["plaintext", "ssl", "sasl_plaintext", "sasl_ssl"] = "plaintext"
-    """How to talk to Kafka. `sasl_plaintext` sends the password readably, so it is refused off loopback."""
+    """How to talk to Kafka. `sasl_plaintext` may show the password or token, so it is refused off loopback."""
     ssl_ca: FilePath | None = None
     """The certificates to trust (PEM); without it, the system's."""
     ssl_cert: FilePath | None = None
     ssl_key: FilePath | None = None
     """Our own certificate and its key (PEM), where Kafka asks for them."""
-    sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = "SCRAM-SHA-512"
+    sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", "OAUTHBEARER"] = "SCRAM-SHA-512"
+    """OAUTHBEARER takes its token from `sasl_oauth_token_file`, or from `sasl_oauth_token_url` for a client's id and
+    secret, which are `sasl_username` and `sasl_password` then."""
+    sasl_oauth_token_file: FilePath | None = None
+    """Read again for each connection, so that a token that is replaced before it ends never does."""
+    sasl_oauth_token_url: str | None = None
+    """The token endpoint (RFC 6749, client credentials). Plain http is refused off loopback: the secret goes there."""
+    sasl_oauth_scope: str | None = None
+    """What to ask that endpoint for, where it wants to be told."""
     sasl_username: str | None = None
     sasl_password_file: Path | None = None
     sasl_password: SecretStr | None = None
+
+    # Records
+    schema_registry_url: str | None = None
+    """A schema registry (Confluent's HTTP interface); records then have its wire format. All processes that share the
+    topics must agree. Without one they have Avro's single-object encoding, which needs no service."""
+    schema_registry_username: str | None = None
+    schema_registry_password_file: Path | None = None
+    schema_registry_password: SecretStr | None = None
 
     # Topics
     prefix: str = Field("contextengine", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,149}$")
@@ -72,7 +95,7 @@ class Settings(BaseSettings):
     state_store: Literal["memory", "rocksdb"] = "memory"
     data_dir: Path = Path("contextengine-data")
     """Where the worker keeps RocksDB and its checkpoints."""
-    state_version: Literal[1, 2] = 2
+    state_version: int = Field(2, ge=1, le=2)
     """The version of the state that this worker writes; it reads all up to the newest. In a rolling upgrade over a new
     version give the old one to all workers first, and take it away when none is left that knows only the old one."""
     commit_interval_ms: int = Field(500, ge=50, le=60_000)
@@ -122,29 +145,50 @@ class Settings(BaseSettings):
         return self
 
     def _contradictions(self) -> Iterator[str]:
+        yield from self._about_kafka()
+        yield from self._about_credentials()
+        for name in ("openai_base_url", "sasl_oauth_token_url"):
+            url = urlsplit(getattr(self, name) or "https:")
+            if url.scheme != "https" and not (url.scheme == "http" and is_loopback(url.hostname)):
+                yield f"{name} must begin with https://; http:// is for this machine only"
+        registry = urlsplit(self.schema_registry_url or "https:")
+        if registry.scheme not in ("http", "https"):
+            yield "schema_registry_url must begin with https:// or http://"
+        if bool(self.schema_registry_username) != bool(self.schema_registry_password):
+            yield "schema_registry_username and schema_registry_password go together"
+        if self.schema_registry_password and registry.scheme == "http" and not is_loopback(registry.hostname):
+            yield "schema_registry_url is plain http to another machine: the password would travel readably"
+        if not is_loopback(self.monitoring_host) and not self.monitoring_exposed:
+            yield (
+                f"monitoring_host is {self.monitoring_host}, which other machines may reach, and nothing asks them for "
+                "a password; if that is meant, set monitoring_exposed to true"
+            )
+
+    def _about_kafka(self) -> Iterator[str]:
         if self.security == "sasl_plaintext" and not all(
             is_loopback(urlsplit(f"//{address.strip()}").hostname) for address in self.broker.split(",")
         ):
-            yield "security is sasl_plaintext and broker is another machine: the password would travel readably"
-        if self.security.startswith("sasl"):
-            if not (self.sasl_username and self.sasl_password):
-                yield f"security is {self.security}, which needs sasl_username and sasl_password"
-        elif self.sasl_username or self.sasl_password:
-            yield f"sasl_username or sasl_password is given, and security is {self.security}: they would not be used"
+            yield "security is sasl_plaintext and broker is another machine: the credentials would travel readably"
         if not self.security.endswith("ssl") and (self.ssl_ca or self.ssl_cert or self.ssl_key):
             yield f"ssl_ca, ssl_cert or ssl_key is given, and security is {self.security}: they would not be used"
         if bool(self.ssl_cert) != bool(self.ssl_key):
             yield "ssl_cert and ssl_key go together"
         if self.embedded and self.replication > 1:
             yield "embedded is true, and the embedded broker keeps one copy of a topic: replication must be 1"
-        openai = urlsplit(self.openai_base_url)
-        if openai.scheme != "https" and not (openai.scheme == "http" and is_loopback(openai.hostname)):
-            yield "openai_base_url must begin with https://; http:// is for this machine only"
-        if not is_loopback(self.monitoring_host) and not self.monitoring_exposed:
-            yield (
-                f"monitoring_host is {self.monitoring_host}, which other machines may reach, and nothing asks them for "
-                "a password; if that is meant, set monitoring_exposed to true"
-            )
+
+    def _about_credentials(self) -> Iterator[str]:
+        asked, needed, optional = str(self.security), set[str](), set[str]()
+        if self.security.startswith("sasl"):
+            asked, needed = f"{self.security} with {self.sasl_mechanism}", {"sasl_username", "sasl_password"}
+            if self.sasl_mechanism == "OAUTHBEARER" and self.sasl_oauth_token_url:
+                optional = {"sasl_oauth_token_url", "sasl_oauth_scope"}
+            elif self.sasl_mechanism == "OAUTHBEARER":
+                needed = {"sasl_oauth_token_file"}
+        given = {name for name in CREDENTIALS if getattr(self, name)}
+        if not needed <= given:
+            yield f"security is {asked}, which needs {' and '.join(sorted(needed, key=CREDENTIALS.index))}"
+        if unused := given - needed - optional:
+            yield f"security is {asked}: {' and '.join(sorted(unused, key=CREDENTIALS.index))} would not be used"
 
     @classmethod
     def settings_customise_sources(cls, *_: Any, **sources: Any) -> tuple[Any, ...]:
@@ -169,11 +213,27 @@ class Settings(BaseSettings):
             "security_protocol": self.security.upper(),
             "ssl_context": self.ssl_context(),
         }
-        if self.security.startswith("sasl") and self.sasl_password is not None:
+        if self.security.startswith("sasl"):
             arguments["sasl_mechanism"] = self.sasl_mechanism
-            arguments["sasl_plain_username"] = self.sasl_username
-            arguments["sasl_plain_password"] = self.sasl_password.get_secret_value()
+            if self.sasl_mechanism == "OAUTHBEARER":
+                arguments["sasl_oauth_token_provider"] = self.kafka_tokens()
+            else:
+                arguments["sasl_plain_username"] = self.sasl_username
+                arguments["sasl_plain_password"] = self._password()
         return arguments
+
+    def kafka_tokens(self) -> AbstractTokenProvider:
+        """Where a client gets its tokens for OAUTHBEARER."""
+        from contextengine.oauth import ClientCredentials, TokenFile  # noqa: PLC0415  loads the Kafka client
+
+        if self.sasl_oauth_token_file is not None:
+            return TokenFile(self.sasl_oauth_token_file)
+        return ClientCredentials(
+            str(self.sasl_oauth_token_url), str(self.sasl_username), self._password(), self.sasl_oauth_scope
+        )
+
+    def _password(self) -> str:
+        return self.sasl_password.get_secret_value() if self.sasl_password else ""
 
     def kafka_producer(self) -> dict[str, Any]:
         """The keyword arguments of a producer that loses nothing; the embedded broker knows no idempotence."""
@@ -259,7 +319,7 @@ def impossible(invalid: ValidationError, labels: Mapping[str, str]) -> Iterator[
             yield from message.splitlines()
         elif error["type"] != "default_factory_not_called":  # which only follows from another error
             name = str(error["loc"][0])
-            found = "" if name.removesuffix("_file") in SECRETS else f" (found {error['input']!r})"
+            found = "" if name.removesuffix("_file") in HIDDEN else f" (found {error['input']!r})"
             yield f"{labels.get(name) or labels.get(f'{name}_file', name)}: {message}{found}"
 
 

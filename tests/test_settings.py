@@ -111,6 +111,8 @@ def test_only_what_is_wrong_is_said():
         ("BROKER", "kafka:0"),
         ("OPENAI_BASE_URL", "http://elsewhere.example/v1"),
         ("OPENAI_BASE_URL", "elsewhere"),
+        ("SASL_OAUTH_TOKEN_URL", "http://elsewhere.example/token"),
+        ("SASL_OAUTH_TOKEN_FILE", "/no/such/file"),
         ("MONITORING_HOST", "10.1.2.3"),
         ("SSL_CA", "/no/such/file"),
     ],
@@ -137,11 +139,49 @@ def test_a_password_never_travels_readably_to_another_machine():
     assert sasl(security="sasl_plaintext", broker="[::1]:9092,localhost:9092")
 
 
-def test_credentials_that_would_not_be_used_are_refused():
+def test_a_token_never_travels_readably_to_another_machine(token_file):
+    tokens = {"security": "sasl_plaintext", "sasl_mechanism": "OAUTHBEARER", "sasl_oauth_token_file": token_file}
+    with pytest.raises(SettingsInvalid, match="sasl_plaintext"):
+        load(environ={}, broker="kafka.example:9092", **tokens)
+    assert load(environ={}, broker="localhost:9092", **tokens)
+
+
+@pytest.fixture
+def token_file(tmp_path):
+    (tmp_path / "token").write_text(f"{PLANTED}\n")
+    return tmp_path / "token"
+
+
+def test_credentials_that_would_not_be_used_are_refused(token_file):
     with pytest.raises(SettingsInvalid, match="security is plaintext"):
         sasl()
-    with pytest.raises(SettingsInvalid, match="needs sasl_username"):
+    with pytest.raises(SettingsInvalid, match="sasl_oauth_token_file would not be used"):
+        sasl(security="sasl_ssl", sasl_oauth_token_file=token_file)
+    with pytest.raises(SettingsInvalid, match="sasl_username and sasl_password would not be used"):
+        sasl(security="sasl_ssl", sasl_mechanism="OAUTHBEARER", sasl_oauth_token_file=token_file)
+
+
+def test_credentials_that_are_missing_are_asked_for_by_name():
+    with pytest.raises(SettingsInvalid, match="needs sasl_username and sasl_password"):
         load(environ={}, security="sasl_ssl")
+    oauth = {"security": "sasl_ssl", "sasl_mechanism": "OAUTHBEARER"}
+    with pytest.raises(SettingsInvalid, match="needs sasl_oauth_token_file"):
+        load(environ={}, **oauth)
+    with pytest.raises(SettingsInvalid, match="needs sasl_username and sasl_password"):
+        load(environ={"CONTEXTENGINE_SASL_OAUTH_TOKEN_URL": "https://login.example/token"}, **oauth)
+
+
+async def test_a_token_is_read_from_its_file_each_time_it_is_asked_for(token_file):
+    client = load(
+        environ={}, security="sasl_ssl", sasl_mechanism="OAUTHBEARER", sasl_oauth_token_file=token_file
+    ).kafka_client()
+    assert await client["sasl_oauth_token_provider"].token() == PLANTED
+    token_file.write_text("another")
+    assert await client["sasl_oauth_token_provider"].token() == "another"
+    for gone in (lambda: token_file.write_text(""), token_file.unlink):
+        gone()
+        with pytest.raises(OSError, match="token"):
+            await client["sasl_oauth_token_provider"].token()
 
 
 def test_security_becomes_what_the_kafka_client_understands():
@@ -190,9 +230,10 @@ def test_a_secret_s_file_in_the_environment_wins_over_the_secret_in_the_configur
     assert load(config, environ={}, openai_api_key="sk-given").openai_api_key == SecretStr("sk-given")
 
 
-def test_a_secret_given_for_its_file_does_not_show():
-    said = refused(CONTEXTENGINE_OPENAI_API_KEY_FILE=PLANTED)
-    assert said.startswith("CONTEXTENGINE_OPENAI_API_KEY_FILE: ")
+@pytest.mark.parametrize("secret", ["OPENAI_API_KEY", "SASL_OAUTH_TOKEN"])
+def test_a_secret_given_for_its_file_does_not_show(secret):
+    said = refused(**{f"CONTEXTENGINE_{secret}_FILE": PLANTED})
+    assert said.startswith(f"CONTEXTENGINE_{secret}_FILE: ")
     assert PLANTED not in said
 
 
