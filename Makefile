@@ -2,12 +2,12 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 
-.PHONY: demo test check bench picture lock clean
+.PHONY: demo test check faults bench picture lock clean
 
 demo: .venv/installed
 	$(BIN)/contextengine demo $(ARGS)
 
-test: .venv/installed
+test: .venv/installed  ## its end says which brokers it had; ARGS=--brokers=all fails where one is missing
 	$(BIN)/pytest $(ARGS)
 
 check: .venv/installed  ## what a commit must pass besides the tests
@@ -15,14 +15,22 @@ check: .venv/installed  ## what a commit must pass besides the tests
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-bench: .venv/installed  ## throughput beside stock Faust, on Apache Kafka (needs Java and Maven, or Docker)
-	$(BIN)/python benchmarks/throughput.py $(ARGS)
+faults: .venv/installed  ## every fault test at the base load, on Apache Kafka: 40 minutes; shows its figures at the end
+	FAULTS=full $(BIN)/pytest tests/faults $(ARGS)
+
+BENCH ?= throughput steps latency sessions scale
+
+bench: .venv/installed  ## all of benchmarks/ on Apache Kafka, half an hour; one of them: make bench BENCH=latency ARGS="--runs 1"
+	for name in $(BENCH); do echo; echo "== $$name"; $(BIN)/python benchmarks/$$name.py $(ARGS) || exit 1; done
 
 picture: .venv/installed  ## the picture in the README, taken from a run of the demo
 	$(BIN)/contextengine demo --picture docs/demo.svg
 
-lock:  ## rewrite requirements.lock from pyproject.toml (needs uv)
-	uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header -o requirements.lock
+COMPILE := uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header
+
+lock:  ## rewrite requirements.lock, and the part of it that goes into the image, from pyproject.toml (needs uv)
+	$(COMPILE) pyproject.toml --extra dev -o requirements.lock
+	echo flit_core | $(COMPILE) pyproject.toml - --extra openai -c requirements.lock -o requirements-image.lock
 
 .venv/installed: requirements.lock pyproject.toml
 	@echo "making the virtual environment from requirements.lock; the first time this takes half a minute"

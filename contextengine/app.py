@@ -46,6 +46,8 @@ log = logging.getLogger(__name__)
 PARTITIONS_OWNED = "partitions owned and restored"
 BROKER_ANSWERS = "the broker answers"
 
+CHECK_TOPICS_S = 30
+
 
 class StateAsJson:
     """The codec of the sessions table, which writes states of one version."""
@@ -139,6 +141,19 @@ class Worker:
                 self.health.miss(BROKER_ANSWERS, why)
             await asyncio.sleep(1)
 
+    async def watch_topics(self) -> None:
+        """Check the topics twice a minute, until cancelled; the worker stops when they are not the ones it began with.
+
+        An assignment checks them too, and may come a moment too early, or not at all: made anew at once, the events
+        topic has as many partitions as before.
+        """
+        while True:
+            await asyncio.sleep(CHECK_TOPICS_S)
+            try:
+                await self.check_topics()
+            except ConfigurationError as replaced:
+                await cast("Any", self.app.consumer)._fail("a check of the topics", replaced)  # noqa: SLF001
+
     async def append(self, partition: int, event: Struct, key: bytes | None = None) -> tuple[int, int]:
         """Append a record of our own to the events topic; its offset and append time, once acknowledged."""
         # Faust's own send would choose the partition by the key.
@@ -208,6 +223,7 @@ def build_app(settings: Settings) -> Worker:
     app.agent(events, name="sessions")(agent.run)
     app.task(timers.run)
     app.task(worker.watch_broker)
+    app.task(worker.watch_topics)
     install(
         app,
         BatchTopic(topics.events.name, table, outbox, on_assigned=worker.take_over, on_revoked=worker.let_go),

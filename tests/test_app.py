@@ -97,3 +97,28 @@ async def test_a_worker_whose_broker_is_gone_is_not_ready_and_says_why():
     stop.set()
     await asyncio.wait([running])
     running.exception()
+
+
+async def test_a_worker_without_a_partition_is_ready_and_takes_over_when_it_gets_one(kafka):
+    """Two workers for one partition: an orchestrator that waits for readiness need not wait for ever."""
+    settings = load(environ={}, broker=kafka, partitions=1, prefix=f"test-{uuid.uuid4().hex[:8]}")
+    await admin.apply(settings, uuid.uuid4().hex)
+    workers, stops, running = [], [], []
+    for _ in range(2):
+        worker, stop = build_app(settings), asyncio.Event()
+        workers.append(worker)
+        stops.append(stop)
+        running.append(asyncio.create_task(run_worker(settings, GREET, stop, worker)))
+        await until(lambda: all(worker.health.ready()["ready"] for worker in workers), within_s=30)
+    owners = [worker for worker in workers if worker.app.consumer.assignment()]
+    assert len(owners) == 1
+    owner = workers.index(owners[0])
+    stops[owner].set()
+    await running[owner]
+    said = {"session_id": "s1", "producer": "v", "incarnation": 1, "at_ms": 0}
+    started = SessionStarted(**said, seq=0, provider="p", model="m")
+    greeted = MessageCompleted(**said, seq=1, speaker="user", text="hello")
+    await write(settings, catalogue(settings).events, started, greeted)
+    await until(lambda: read(settings, catalogue(settings).injections), within_s=30)
+    stops[1 - owner].set()
+    await running[1 - owner]

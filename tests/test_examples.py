@@ -37,6 +37,7 @@ async def run(example, settings):
     environ = os.environ | {
         "CONTEXTENGINE_PREFIX": settings.prefix,
         "CONTEXTENGINE_EMBEDDED": str(settings.embedded),
+        "CONTEXTENGINE_PARTITIONS": str(settings.partitions),
     }
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, str(EXAMPLES / example), settings.broker), env=environ, stdout=asyncio.subprocess.PIPE

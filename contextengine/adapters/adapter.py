@@ -49,6 +49,12 @@ class Adapter(Protocol, Generic[PayloadT]):
         `sent_ms` and `answered_ms` of the verdict are the wall clock of this machine, in milliseconds.
         """
 
+    async def find(self, attempt: InjectionAttempt, timeout_s: float) -> AttemptVerdict | None:
+        """Whether the provider has this injection, asked without sending it: the verdict is then DELIVERED.
+
+        None when it has not, or does not say within `timeout_s` seconds. Never raises, as `send`.
+        """
+
     async def close(self) -> None:
         """Close every connection; nothing is sent afterwards."""
 

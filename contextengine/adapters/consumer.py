@@ -2,7 +2,8 @@
 
 For each attempt, in this order: the adapter's verdict goes to the attempts topic; AttemptReported goes to the events
 topic; the offset is committed. Each step waits until the broker has acknowledged the one before. So a crash between two
-of them repeats the later ones only: an attempt that has a verdict is reported again and not made again.
+of them repeats the later ones only: an attempt that has a verdict is reported again and not made again. One that has
+none, and is called back or too late by now, may be in the call all the same: the provider is asked.
 
 The attempts of a session are made one after another; sessions do not wait for each other, but for room: a provider gets
 so many attempts at a time, and a partition that has too many unfinished records is not read on.
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any, Final
 
@@ -21,7 +23,8 @@ from contextengine.adapters.group_reader import GroupReader
 from contextengine.adapters.lanes import KnownVerdicts, Lanes, Queued, timeout_ms, verdict_on, without_sending
 from contextengine.adapters.redelivery import verdicts_since
 from contextengine.delivery.next_step import RETRY_LINE_MS
-from contextengine.errors import UndecodableRecord, Unrenderable
+from contextengine.errors import BrokerUnavailable, UndecodableRecord, Unrenderable
+from contextengine.monitoring.health import silence
 from contextengine.monitoring.metrics import ATTEMPTS, EVENT_TO_DELIVERY_SECONDS
 from contextengine.schemas.events import ATTACH
 from contextengine.schemas.injection import AttemptVerdict, InjectionAttempt, InjectionCancelled, Verdict
@@ -83,6 +86,7 @@ class _Partition:
         self.lanes = Lanes()
         self.known = KnownVerdicts()
         self.leaving = False
+        self.ours_since_ms = 0
         self.tasks: set[asyncio.Task[None]] = set()
         self.sending: set[asyncio.Task[None]] = set()
 
@@ -145,17 +149,28 @@ class DeliveryConsumer:
                 await asyncio.sleep(RECOVER_AGAIN_S)
         for partition in partitions:
             partition.known = known[partition.number]
+            partition.ours_since_ms = self._attempts.now_ms()
             partition.tasks.clear()
         self._reader.resume(positions)
         self._missing = ""
         self._health.meet(PARTITIONS)
 
     async def _watch(self) -> None:
-        """Keep readiness true to whether the broker answers."""
+        """Keep readiness true to whether the broker answers and has the topic."""
+        topic, broker = self._attempts.topics.injections.name, self._attempts.settings.broker
+        answered_s, why = time.monotonic(), ""
         while True:
             await asyncio.sleep(WATCH_S)
-            if not await self._reader.broker_answers():
-                self._health.miss(PARTITIONS, "the broker does not answer")
+            asked_s = time.monotonic()
+            try:
+                has_topic = await self._reader.broker_has_topic()
+            except BrokerUnavailable:
+                why = why or silence(broker, time.monotonic() - answered_s)
+                self._health.miss(PARTITIONS, why)
+                continue
+            answered_s, why = asked_s, ""
+            if not has_topic:
+                self._health.miss(PARTITIONS, f"the broker has no topic {topic}; run `contextengine topics apply`")
             elif not self._missing:
                 self._health.meet(PARTITIONS)
 
@@ -215,7 +230,11 @@ class DeliveryConsumer:
         attempt, trace = queued.attempt, trace_of(queued.record.headers)
         verdict = partition.known.of(attempt)
         if verdict is None:
-            verdict = without_sending(queued, self._attempts.now_ms(), self._adapters) or await self._send(attempt)
+            verdict = without_sending(queued, self._attempts.now_ms(), self._adapters)
+            if verdict is None:
+                verdict = await self._send(attempt)
+            elif queued.record.timestamp < partition.ours_since_ms:
+                verdict = await self._find(attempt) or verdict
             await self._attempts.add_verdict(verdict, partition.number, trace)
             partition.known.add(verdict)
             ATTEMPTS.labels(verdict.verdict).inc()
@@ -253,6 +272,20 @@ class DeliveryConsumer:
                 attempt, Verdict.FAILED, error_class=type(bug).__name__, message=str(bug), sent_ms=sent_ms
             )
         return self._attempts.in_broker_time(verdict)
+
+    async def _find(self, attempt: InjectionAttempt) -> AttemptVerdict | None:
+        """The verdict on an attempt that is not to be made, if the owner before us has made it and died of it."""
+        adapter = self._adapters.get(attempt.destination.provider)
+        if adapter is None:
+            return None
+        allowed_s = attempt.injection.timeout_ms / 1000
+        try:
+            async with asyncio.timeout(allowed_s + OVERTIME_S):
+                found = await adapter.find(attempt, allowed_s)
+        except Exception:
+            log.exception("%s: the adapter raises, which it must not", attempt.injection.injection_id)
+            return None
+        return found and self._attempts.in_broker_time(found)
 
 
 def _complain(attempt: InjectionAttempt, verdict: AttemptVerdict) -> None:

@@ -149,13 +149,17 @@ class GroupReader(ConsumerRebalanceListener):  # type: ignore[misc]  # untyped
         """The offset of the next record to read."""
         return int(await self._consumer.position(self._tp(partition)))
 
-    async def broker_answers(self) -> bool:
-        """Whether the broker answers a question now."""
+    async def broker_has_topic(self) -> bool:
+        """Whether the broker has the topic now. Raises BrokerUnavailable when it does not answer."""
+        client = self._consumer._client  # noqa: SLF001
         try:
             async with asyncio.timeout(ANSWER_MS / 1000):
-                return bool(await self._consumer._client.force_metadata_update())  # noqa: SLF001  its cheapest question
+                answered = await client.force_metadata_update()  # its cheapest question
         except (TimeoutError, kafka.KafkaError):
-            return False
+            answered = False
+        if not answered:
+            raise BrokerUnavailable(f"no broker answers at {self._attempts.settings.broker}")
+        return client.cluster.partitions_for_topic(self._topic) is not None
 
     async def commit_periodically(self) -> None:
         """Commit what is finished, until cancelled."""

@@ -133,7 +133,6 @@ class OpenAIRealtime:
     ) -> AttemptVerdict:
         """Try once, for at most `timeout_s` seconds. What the provider or the network does is the verdict."""
         call_id = attempt.destination.call_id or ""
-        item: Any = payload["item"]
         deadline = asyncio.get_running_loop().time() + timeout_s
         sent_ms = answered_ms = 0
         if timeout_s <= 0:
@@ -148,24 +147,18 @@ class OpenAIRealtime:
                 sent_ms = _wall_ms()
                 finding = await self._create(sideband, payload, attempt, deadline)
                 answered_ms = _wall_ms() if finding.verdict is not Verdict.UNKNOWN else 0
-        delivered = finding.verdict is Verdict.DELIVERED
-        if delivered:
+        if finding.verdict is Verdict.DELIVERED:
             await self._ask_to_speak(call_id, attempt.injection.context.metadata.respond, deadline)
-        return AttemptVerdict(
-            session_id=attempt.session_id,
-            injection_id=attempt.injection.injection_id,
-            attempt=attempt.attempt,
-            provider=self.provider,
-            verdict=finding.verdict,
-            confirmation=Confirmation.IN_CONTEXT if delivered else Confirmation.NONE,
-            achieved="native" if delivered else "none",
-            role=item["role"] if delivered else "",
-            transient=finding.transient,
-            error_class=finding.error_class,
-            message=finding.message[:_MESSAGE_CHARS],
-            sent_ms=sent_ms,
-            answered_ms=answered_ms,
-        )
+        return self._verdict(attempt, finding, sent_ms, answered_ms)
+
+    async def find(self, attempt: InjectionAttempt, timeout_s: float) -> AttemptVerdict | None:
+        """Delivered, if the call has the item; the one question that it is asked changes nothing in it."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                error = await self._retrieve(attempt.destination.call_id or "", attempt.injection.injection_id)
+        except _NOT_JOINED:
+            return None
+        return self._verdict(attempt, IN_CONTEXT, 0, _wall_ms()) if error is None else None
 
     async def close(self) -> None:
         """Close every connection; nothing is sent afterwards."""
@@ -195,8 +188,7 @@ class OpenAIRealtime:
         happened = f"sent, then {_name(silence)}"
         try:
             async with asyncio.timeout_at(deadline):
-                sideband = await self._join(call_id)
-                error = await sideband.ask({"type": "conversation.item.retrieve", "item_id": item_id}, item_id)
+                error = await self._retrieve(call_id, item_id)
         except _NOT_JOINED as unanswered:
             return Finding(Verdict.UNKNOWN, type(silence).__name__, f"{happened}; probe: {_name(unanswered)}", True)
         if error is None:
@@ -204,6 +196,29 @@ class OpenAIRealtime:
         if error.code == "item_retrieve_invalid_item_id":
             return Finding(Verdict.FAILED, "not_in_context", f"{happened}; the call has no such item", True)
         return Finding(Verdict.UNKNOWN, type(silence).__name__, f"{happened}; probe: {error.message}", True)
+
+    async def _retrieve(self, call_id: str, item_id: str) -> ServerError | None:
+        sideband = await self._join(call_id)
+        return await sideband.ask({"type": "conversation.item.retrieve", "item_id": item_id}, item_id)
+
+    def _verdict(self, attempt: InjectionAttempt, finding: Finding, sent_ms: int, answered_ms: int) -> AttemptVerdict:
+        delivered = finding.verdict is Verdict.DELIVERED
+        role = "system" if is_trusted(attempt.injection.context) else "user"
+        return AttemptVerdict(
+            session_id=attempt.session_id,
+            injection_id=attempt.injection.injection_id,
+            attempt=attempt.attempt,
+            provider=self.provider,
+            verdict=finding.verdict,
+            confirmation=Confirmation.IN_CONTEXT if delivered else Confirmation.NONE,
+            achieved="native" if delivered else "none",
+            role=role if delivered else "",
+            transient=finding.transient,
+            error_class=finding.error_class,
+            message=finding.message[:_MESSAGE_CHARS],
+            sent_ms=sent_ms,
+            answered_ms=answered_ms,
+        )
 
     async def _ask_to_speak(self, call_id: str, respond: Respond, deadline: float) -> None:
         """The context is in already: a model that cannot be asked to speak changes no verdict."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from collections import deque
+from collections.abc import Callable
 from typing import Any, cast
 
 import faust
@@ -13,10 +13,14 @@ from contextengine.monitoring.metrics import CONSUMER_LAG_SECONDS, OLDEST_UNCOMM
 
 
 class PartitionLag:
-    """What has been judged and what has been committed of each partition that is owned."""
+    """What has been judged and what has been committed of each partition that is owned.
 
-    def __init__(self, app: faust.App, topic: str) -> None:
+    `now_ms` tells the time of a partition's broker.
+    """
+
+    def __init__(self, app: faust.App, topic: str, now_ms: Callable[[int], int]) -> None:
         self._app = app
+        self._now_ms = now_ms
         self._topic = topic
         self._judged: dict[int, deque[tuple[int, int]]] = {}
         self._last: dict[int, tuple[int, int]] = {}
@@ -49,7 +53,7 @@ class PartitionLag:
         end = self._app.consumer.highwater(TP(self._topic, partition))
         if last is None or end is None or last[0] + 1 >= end:
             return 0.0
-        return max(0.0, time.time() - last[1] / 1_000)
+        return max(0, self._now_ms(partition) - last[1]) / 1_000
 
     def uncommitted_s(self, partition: int) -> float:
         """How long ago the oldest judged record was appended whose offset is not committed; else 0."""
@@ -57,7 +61,7 @@ class PartitionLag:
         if not batches:
             return 0.0
         self._drop_committed(partition, batches)
-        return max(0.0, time.time() - batches[0][1] / 1_000) if batches else 0.0
+        return max(0, self._now_ms(partition) - batches[0][1]) / 1_000 if batches else 0.0
 
     def _drop_committed(self, partition: int, batches: deque[tuple[int, int]]) -> None:
         committed = cast("Any", self._app.consumer)._committed_offset.get(TP(self._topic, partition)) or 0  # noqa: SLF001

@@ -32,9 +32,9 @@ class BatchTopic:
     """A topic that is delivered in batches, and what belongs to its partitions.
 
     `on_assigned` is called with the partitions that this worker owns, when their states are restored and before their
-    first record is delivered; `on_revoked` when it is about to lose them, before their last flush. They are never
-    called at the same time, and both may add outputs and change states, under the partition's lock. One that raises
-    stops the worker.
+    first record is delivered; `on_revoked` when it is about to lose them, before their last flush. Where there are more
+    workers than partitions, that may be none. They are never called at the same time, and both may add outputs and
+    change states, under the partition's lock. One that raises stops the worker.
     """
 
     name: str
@@ -80,7 +80,7 @@ class OwnedPartitions:
     def __init__(self, topics: Mapping[str, BatchTopic]) -> None:
         self.topics = topics
         self._delivered: dict[TP, DeliveredBatches] = {}
-        self._announced: frozenset[TP] = frozenset()
+        self._announced: frozenset[TP] | None = None
         self._announcing = asyncio.Lock()
 
     def __bool__(self) -> bool:
@@ -99,6 +99,11 @@ class OwnedPartitions:
             topic.outbox.forget(tp.partition)
         self._delivered = {}
 
+    def close(self) -> None:
+        """Have nothing more sent. What is live stays: batches in hand judged by older states would decide otherwise."""
+        for topic in self.topics.values():
+            topic.outbox.close()
+
     def deliver(self, tp: TP, last_offset: int) -> None:
         """A batch that ends with this offset is on its way to the agent."""
         self._delivered[tp].deliver(last_offset)
@@ -106,10 +111,9 @@ class OwnedPartitions:
     async def announce_assignment(self, *, still_owned: Callable[[], bool]) -> None:
         """Call on_assigned, once for each assignment."""
         async with self._announcing:
-            owned = frozenset(self._delivered)
-            if owned == self._announced or not still_owned():
+            if self._announced is not None or not still_owned():
                 return
-            self._announced = owned
+            owned = self._announced = frozenset(self._delivered)
             for tp in owned:
                 self.topics[tp.topic].table.own(tp.partition)
             for topic, partitions in self._by_topic(owned):
@@ -118,9 +122,10 @@ class OwnedPartitions:
     async def announce_revocation(self) -> None:
         """Call on_revoked, if on_assigned was called; a call of it under way is waited for."""
         async with self._announcing:
-            announced, self._announced = self._announced, frozenset()
-            for topic, partitions in self._by_topic(announced):
-                await topic.on_revoked(partitions)
+            announced, self._announced = self._announced, None
+            if announced is not None:
+                for topic, partitions in self._by_topic(announced):
+                    await topic.on_revoked(partitions)
 
     async def flush(
         self,
@@ -160,7 +165,7 @@ class OwnedPartitions:
             return _Taken(tp, committable, outbox.take(tp.partition), table.snapshot(tp.partition, generation))
 
     def _by_topic(self, tps: Iterable[TP]) -> list[tuple[BatchTopic, frozenset[int]]]:
-        by_topic: dict[str, set[int]] = {}
+        by_topic: dict[str, set[int]] = {name: set() for name in self.topics}
         for tp in tps:
-            by_topic.setdefault(tp.topic, set()).add(tp.partition)
+            by_topic[tp.topic].add(tp.partition)
         return [(self.topics[name], frozenset(partitions)) for name, partitions in by_topic.items()]

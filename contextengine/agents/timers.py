@@ -14,6 +14,7 @@ from contextlib import suppress
 from typing import Protocol
 
 from contextengine.delivery.broker_time import BrokerClock
+from contextengine.monitoring.clock import ClockWatch
 from contextengine.schemas.events import Tick
 
 MARGIN_MS = 2
@@ -38,6 +39,7 @@ class Timers:
         self._is_armed = is_armed
         self._due: dict[int, list[tuple[int, str, str]]] = {}
         self._clocks: dict[int, BrokerClock] = {}
+        self._clock_watch = ClockWatch()
         self._moved = asyncio.Event()
         self._publishing: set[asyncio.Task[None]] = set()
 
@@ -56,6 +58,12 @@ class Timers:
         clock = self._clocks.get(partition)
         if clock is not None:
             clock.learn(append_ms, time.monotonic() * 1_000)
+            self._clock_watch.compare(self.now_ms(partition))
+
+    def now_ms(self, partition: int) -> int:
+        """The time of the partition's broker; this machine's, when another worker owns the partition."""
+        clock = self._clocks.get(partition)
+        return time.time_ns() // 1_000_000 if clock is None else clock.now_ms(time.monotonic() * 1_000)
 
     def arm(self, partition: int, session_id: str, timer: str, due_ms: int) -> None:
         """Wait for a timer; one of a partition that is not owned is ignored."""
@@ -79,7 +87,7 @@ class Timers:
         self._moved.clear()
         nearest_ms = LOOK_AGAIN_MS
         for partition, due in list(self._due.items()):
-            now_ms = self._clocks[partition].now_ms(time.monotonic() * 1_000) - MARGIN_MS
+            now_ms = self.now_ms(partition) - MARGIN_MS
             for due_ms, session_id, timer in _take(due, now_ms):
                 if self._is_armed(partition, session_id, timer, due_ms):
                     publishing = asyncio.create_task(self._tick(partition, session_id, timer, due_ms))

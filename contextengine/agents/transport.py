@@ -13,6 +13,7 @@ tests/agents/test_transport_contract.py names every name.
 from __future__ import annotations
 
 import asyncio
+import gc
 import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final, cast
@@ -27,11 +28,12 @@ from mode import Service
 
 from contextengine.agents.consumer_thread import FETCH_WAIT_MS, STOP_LIMIT_S, BatchConsumerThread
 from contextengine.agents.owned_partitions import BatchTopic, OwnedPartitions
-from contextengine.errors import BrokerUnavailable, SettingsInvalid
+from contextengine.errors import BrokerUnavailable, LogReplaced, SettingsInvalid
+from contextengine.topics.patience import be_patient
 
 if TYPE_CHECKING:
     import faust
-    from aiokafka import ConsumerRecord
+    from aiokafka import AIOKafkaProducer, ConsumerRecord
 
 __all__ = ["FAUST_SETTINGS", "QUEUED_BATCHES", "BatchTopic", "install"]
 
@@ -42,7 +44,11 @@ POLL_S: Final = 0.1
 FLUSH_LIMIT_S: Final = 60
 """A flush that takes longer fails. An idempotent producer never gives up on its own."""
 FLUSH_SHARE: Final = 10
-"""At most one part in this many of the time is spent flushing."""
+"""At most one part in this many of the time is spent flushing,"""
+FLUSH_PAUSE_S: Final = 5
+"""but no pause is longer: a flush that took long because the broker was away says nothing about the next."""
+GARBAGE_AFTER: Final = 50_000
+"""Garbage is looked for after so many new objects; after Python's 700 it would be in every batch, and find records."""
 
 FAUST_SETTINGS: Final[Mapping[str, Any]] = {
     "broker_commit_interval": 0.5,
@@ -115,8 +121,9 @@ class BatchConsumer(driver.Consumer):
         return BatchConsumerThread(self, loop=self.loop, beacon=self.beacon)
 
     async def on_start(self) -> None:
-        """Give the app a recovery that says when it has ended."""
+        """Give the app a recovery that says when it has ended, and the garbage collector less to do."""
         await super().on_start()
+        gc.set_threshold(GARBAGE_AFTER, *gc.get_threshold()[1:])
         tables: Any = self.app.tables
         tables._recovery = self._recovery = BatchRecovery(self.app, tables, beacon=tables.beacon, loop=self.loop)
 
@@ -192,12 +199,14 @@ class BatchConsumer(driver.Consumer):
         self, fetched: dict[TP, list[ConsumerRecord]], generation: int
     ) -> dict[TP, list[ConsumerRecord]]:
         """In turns, a batch of each partition: one with a long backlog does not hold up the others."""
-        waiting = {}
+        waiting = dict(fetched)
         for tp, records in fetched.items():
-            read = self._read_offset[tp]
-            fresh = records if read is None or records[0].offset > read else [r for r in records if r.offset >= read]
-            if fresh:
-                waiting[tp] = fresh
+            # Before the first batch it is where to begin, then the last one's end.
+            read, found = self._read_offset[tp], records[0].offset
+            if read is not None and not read <= found <= read + 1:
+                # The position was not in the log any more, and aiokafka has gone to the log's beginning.
+                told = "it was recreated" if found < read else "what lies between has outlived its retention"
+                raise LogReplaced(f"{tp.topic} partition {tp.partition}: after offset {read} comes {found}: {told}")
         while waiting:
             for tp, records in list(waiting.items()):
                 if not await self._deliver_batch(tp, records[:BATCH_RECORDS], generation):
@@ -273,7 +282,7 @@ class BatchConsumer(driver.Consumer):
     @Service.task
     async def _commit_handler(self) -> None:
         while not self.should_stop:
-            await self.sleep(max(self.commit_interval, self._flush_s * (FLUSH_SHARE - 1)))
+            await self.sleep(max(self.commit_interval, min(self._flush_s * (FLUSH_SHARE - 1), FLUSH_PAUSE_S)))
             if not self.should_stop:
                 await self.commit()
 
@@ -332,7 +341,7 @@ class BatchConsumer(driver.Consumer):
         if self._failure is None:
             self._failure = error
             self.log.critical("%s failed, the worker stops and commits nothing more: %r", what, error)
-            self._owned.forget()
+            self._owned.close()
             cast("BatchProducer", self.app.producer).give_up()
             await self.crash(error)
 
@@ -398,6 +407,13 @@ class BatchProducer(driver.Producer):
                 await super().on_stop()
         except TimeoutError:
             self.log.warning("the broker did not answer: what it has not acknowledged was not committed either")
+
+    def _new_producer(self, transactional_id: str | None = None) -> AIOKafkaProducer:
+        producer = super()._new_producer(transactional_id)
+        be_patient(producer.client)
+        # What waits for a leader would be given up after the timeout of a request, and the worker with it.
+        producer._message_accumulator._batch_ttl = FLUSH_LIMIT_S
+        return producer
 
     def _settings_extra(self) -> Mapping[str, Any]:
         if cast("BatchTransport", self.transport).idempotent:

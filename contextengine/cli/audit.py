@@ -22,7 +22,7 @@ from contextengine.cli.options import (
 from contextengine.cli.record import Partition, Session, Since, Until, span
 
 if TYPE_CHECKING:
-    from contextengine.replay.audit import Report
+    from contextengine.replay.report import Report
 
 Show = Annotated[int, typer.Option("--show", min=0, metavar="N", help="Show so many findings; --json has all.")]
 COUNTS: Final = (
@@ -37,7 +37,7 @@ def register(root: typer.Typer) -> None:
         epilog=examples(
             "contextengine audit",
             "contextengine audit --session s1",
-            "contextengine audit --from 2026-01-31T14:00 --json | jq .findings",
+            "contextengine audit --from 2h --json | jq .findings",
         )
     )(audit)
 

@@ -6,12 +6,10 @@ import asyncio
 import getpass
 import json
 import os
-import re
 import socket
 import sys
 from contextlib import aclosing
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
@@ -26,6 +24,7 @@ from contextengine.cli.options import (
     Config,
     Prefix,
     examples,
+    moment_ms,
     settings_from,
     stop_on_signals,
     write_json,
@@ -42,7 +41,6 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True)
 
-UNITS: Final = {"s": "seconds", "min": "minutes", "h": "hours", "d": "days"}
 SHOWN_BYTES: Final = 1_024
 
 SELECTION: Final = "Which letters"
@@ -292,7 +290,7 @@ def purge(
     from contextengine.topics import dead_letters  # noqa: PLC0415  help needs none
 
     settings = settings_from(config, broker, prefix)
-    purges = asyncio.run(dead_letters.plan_purge(settings, _moment(before)))
+    purges = asyncio.run(dead_letters.plan_purge(settings, moment_ms(before)))
     letters = sum(each.letters for each in purges)
     fresh = sum(each.never_redriven for each in purges)
     told = {
@@ -376,8 +374,8 @@ def _selection(
         provider=provider,
         session_id=session,
         rule=rule,
-        since_ms=None if since is None else _moment(since),
-        until_ms=None if until is None else _moment(until),
+        since_ms=None if since is None else moment_ms(since),
+        until_ms=None if until is None else moment_ms(until),
     )
     if not places:
         return selection
@@ -392,18 +390,6 @@ def _must_be_there(selection: Selection, letters: Sequence[DeadLetter]) -> None:
     if missing:
         typer.secho(f"no such dead letter: {', '.join(map(str, sorted(missing)))}", fg="red", err=True)
         raise typer.Exit(FOUND_PROBLEMS)
-
-
-def _moment(written: str) -> int:
-    """Unix milliseconds of a time: ISO 8601, UTC unless it says otherwise, or how long ago it was."""
-    if ago := re.fullmatch(r"(\d{1,6}) ?(s|min|h|d)", written):
-        at = datetime.now(UTC) - timedelta(**{UNITS[ago[2]]: int(ago[1])})
-    else:
-        try:
-            at = datetime.fromisoformat(written)
-        except ValueError:
-            raise typer.BadParameter(f"{written!r} is no time: 2026-01-31T09:30 or, ago, 30min, 2h, 7d") from None
-    return round((at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp() * 1_000)
 
 
 def _letters(count: int) -> str:

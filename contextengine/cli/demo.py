@@ -53,10 +53,10 @@ def demo(
     from contextengine.demo.run import Wanted, run  # noqa: PLC0415
     from contextengine.demo.screens import Lines, Nothing, Screen  # noqa: PLC0415
     from contextengine.demo.view import summary_table  # noqa: PLC0415
-    from contextengine.rulefile import parse_rules  # noqa: PLC0415
+    from contextengine.rulefile import parse_rules, read_text  # noqa: PLC0415
 
     if rules is not None:
-        parse_rules(rules.read_text(encoding="utf-8"), str(rules))  # tells every mistake before anything is started
+        parse_rules(read_text(rules), str(rules))  # tells every mistake before anything is started
     console = Console()
     if picture is not None or (console.is_terminal and not as_json):
         watcher: Nothing = Screen(console if console.is_terminal else Console(file=io.StringIO()), picture)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import signal
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, TypeAlias, TypeVar
 
@@ -26,6 +28,7 @@ EXIT_CODES: Final = (
     "\b\nExit codes: 0 all is well, or it was stopped in order; 1 problems were found;\n"
     "2 wrong usage or configuration; 3 no broker answers; 130 interrupted."
 )
+UNITS: Final = {"s": "seconds", "min": "minutes", "h": "hours", "d": "days"}
 STOPPING: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 Broker: TypeAlias = Annotated[
@@ -41,6 +44,18 @@ Config: TypeAlias = Annotated[
     typer.Option("--config", metavar="FILE", help="Settings in TOML.", dir_okay=False, rich_help_panel="Settings"),
 ]
 AsJson: TypeAlias = Annotated[bool, typer.Option("--json", help="Write JSON, for a script.")]
+
+
+def moment_ms(written: str) -> int:
+    """Unix milliseconds of a time: ISO 8601, UTC unless it says otherwise, or how long ago it was."""
+    if ago := re.fullmatch(r"(\d{1,6}) ?(s|min|h|d)", written):
+        at = datetime.now(UTC) - timedelta(**{UNITS[ago[2]]: int(ago[1])})
+    else:
+        try:
+            at = datetime.fromisoformat(written)
+        except ValueError:
+            raise typer.BadParameter(f"{written!r} is no time: 2026-01-31T09:30 or, ago, 30min, 2h, 7d") from None
+    return round((at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp() * 1_000)
 
 
 def examples(*commands: str) -> str:

@@ -15,6 +15,7 @@ from contextengine.cli.options import (
     Config,
     Prefix,
     examples,
+    moment_ms,
     settings_from,
     unless_stopped,
     write_json,
@@ -22,12 +23,16 @@ from contextengine.cli.options import (
 
 if TYPE_CHECKING:
     from contextengine.replay.recording import Recording
-    from contextengine.replay.span import Span
+    from contextengine.replay.span import Edge, Span
 
 Session = Annotated[str | None, typer.Option("--session", metavar="ID", help="Only this session.")]
 Since = Annotated[
     str | None,
-    typer.Option("--from", metavar="OFFSET|TIME", help="Begin here: an offset, or a time (ISO 8601, UTC)."),
+    typer.Option(
+        "--from",
+        metavar="OFFSET|TIME",
+        help="Begin here: an offset, or a time: 2026-01-31T09:30 (UTC) or, ago, 30min, 2h, 7d.",
+    ),
 ]
 Until = Annotated[str | None, typer.Option("--to", metavar="OFFSET|TIME", help="End just before this.")]
 Partition = Annotated[int | None, typer.Option("--partition", min=0, metavar="N", help="Only this partition.")]
@@ -95,13 +100,20 @@ def record(
 
 
 def span(session: str | None, since: str | None, until: str | None, partition: int | None) -> Span:
-    """The part of the events topic that these options mean. ConfigurationError for what is no offset and no time."""
-    from contextengine.replay.span import Edge, Span  # noqa: PLC0415  help needs none
+    """The part of the events topic that these options mean."""
+    from contextengine.replay.span import Span  # noqa: PLC0415  help needs none
 
     if session is not None and partition is not None:
         raise typer.BadParameter("a --session says its partition; leave --partition out")
-    first, last = [Edge() if edge is None else Edge.parse(edge) for edge in (since, until)]
-    return Span(first, last, partition=partition, session_id=session)
+    return Span(_edge(since), _edge(until), partition=partition, session_id=session)
+
+
+def _edge(written: str | None) -> Edge:
+    from contextengine.replay.span import Edge  # noqa: PLC0415  help needs none
+
+    if written is None:
+        return Edge()
+    return Edge(offset=int(written)) if written.isdecimal() else Edge(time_ms=moment_ms(written))
 
 
 def _tell(partition: int, recording: Recording) -> None:

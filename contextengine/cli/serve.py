@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from contextengine.cli.options import Broker, Config, Prefix, examples, settings_from, stop_on_signals
+from contextengine.monitoring.log import configure
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -59,9 +60,9 @@ def worker(
     settings = settings_from(config, broker, prefix, worker_monitoring_port=port)
     text = None
     if rules is not None:
-        from contextengine.rulefile import parse_rules  # noqa: PLC0415  help needs none
+        from contextengine.rulefile import parse_rules, read_text  # noqa: PLC0415  help needs none
 
-        text = rules.read_text(encoding="utf-8")
+        text = read_text(rules)
         parse_rules(text, str(rules))  # tells every mistake before anything is started
     asyncio.run(_worker(settings, text))
 
@@ -121,7 +122,7 @@ async def _monitored(health: Health, settings: Settings, port: int) -> AsyncIter
     """Serve `health` and the metrics, and watch the event loop, for the length of the block."""
     from contextengine.monitoring.health import MonitoringServer  # noqa: PLC0415  help needs none
 
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True)
+    configure(logging.INFO, "%(asctime)s %(levelname)s %(name)s: %(message)s")
     with MonitoringServer(health, settings.monitoring_host, port) as monitoring:
         log.info("serving /health and /metrics at http://%s:%d", settings.monitoring_host, monitoring.port)
         beating = asyncio.create_task(health.keep_beating())

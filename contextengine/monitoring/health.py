@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import socket
 import socketserver
 import threading
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 
     Page = Callable[[], dict[str, Any]]
 
+log = logging.getLogger(__name__)
+
 BEAT_MS: Final = 500
 STALE_MS: Final = 10_000
 
@@ -36,7 +39,8 @@ STALE_MS: Final = 10_000
 class Health:
     """What a process knows about its own state. The program writes it, the server's thread reads it.
 
-    Every one of `conditions` has to be met before the process is ready. `clock` is monotonic, in seconds.
+    Every one of `conditions` has to be met before the process is ready; the log tells each change. `clock` is
+    monotonic, in seconds.
     """
 
     def __init__(self, *conditions: str, stale_ms: int = STALE_MS, clock: Callable[[], float] = time.monotonic) -> None:
@@ -44,6 +48,7 @@ class Health:
         self._stale_ms = stale_ms
         self._clock = clock
         self._beaten = clock()
+        self._missing_since = dict.fromkeys(conditions, clock())
 
     def meet(self, condition: str) -> None:
         """`condition` holds from now on."""
@@ -79,7 +84,20 @@ class Health:
     def _set(self, condition: str, why: str | None) -> None:
         if condition not in self._missing:
             raise KeyError(condition)
-        self._missing[condition] = why
+        before, self._missing[condition] = self._missing[condition], why
+        if why == before:
+            return
+        if why is None:
+            log.info("%s: yes, after %.0f s (%s)", condition, self._clock() - self._missing_since[condition], before)
+        else:
+            log.warning("%s: no: %s", condition, why)
+        if before is None:
+            self._missing_since[condition] = self._clock()
+
+
+def silence(broker: str, silent_s: float) -> str:
+    """The reason for which a condition is missed that needs the broker, with the time of its last answer."""
+    return f"no broker at {broker} answers since {time.strftime('%H:%M:%S', time.localtime(time.time() - silent_s))}"
 
 
 class MonitoringServer:

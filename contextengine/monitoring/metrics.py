@@ -60,6 +60,13 @@ EVENT_TO_DELIVERY_SECONDS: Final = Histogram(
     buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30),
 )
 
+# Every process that writes to the log.
+
+CLOCK_AHEAD_SECONDS: Final = Gauge(
+    "contextengine_clock_ahead_seconds",
+    "How far this machine's clock is ahead of the broker's, by the last record that was acknowledged.",
+)
+
 # Whoever consumes a topic. The gauges are set with set_function, so that a consumer that is stuck is seen to age, and
 # removed when the partition goes to somebody else.
 

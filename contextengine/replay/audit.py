@@ -308,10 +308,11 @@ class _PartitionAudit:
         elif self._missing_letters:
             self._note(f"{len(self._missing_letters)} dead letters are not there any more: their topic was shortened")
         for (offset, stage), letters in self._letters.items():
-            if self._opening.start <= offset < self._end and self._only is None:
-                session_id = (letters[0].key or b"").decode(errors="replace")
-                if session_id not in self._report.unknown:
-                    self._find(UNEXPECTED, f"dead letter ({stage})", offset, session_id)
+            session_id = (letters[0].key or b"").decode(errors="replace")
+            begun = self._begun.get(session_id, -1)
+            is_known = self._only is None and session_id not in self._report.unknown
+            if is_known and max(begun + 1, self._opening.start) <= offset < self._end:
+                self._find(UNEXPECTED, f"dead letter ({stage})", offset, session_id)
 
     def _settle_states(self) -> None:
         states, sessions = self._opening.states, self._replay.sessions

@@ -40,7 +40,7 @@ async def record(
 
     `progress` hears of each partition when it is done. Raises ConfigurationError when there is nothing to record.
     """
-    unjudged = 0
+    unjudged = before = 0
     async with opened(settings) as source:
         recording = Recording(
             Header(
@@ -52,14 +52,17 @@ async def record(
             )
         )
         async for part in source.parts(span):
-            await _Recorder(recording, source, part).run()
+            recorder = _Recorder(recording, source, part)
+            await recorder.run()
             unjudged += part.unjudged
+            before += recorder.before
             if progress is not None:
                 progress(part.number, recording)
     if not any(_is_of_a_session(of) for of in recording.records):
         asked = f"session {span.session_id!r} has no event" if span.session_id else "there is no event of a session"
-        later = f"; {unjudged} events there are not judged yet: does a worker run?" if unjudged else ""
-        raise ConfigurationError(f"{asked} in that part of {recording.header.topic}{later}")
+        why = f"; {unjudged} events there are not judged yet: does a worker run?" if unjudged else ""
+        why += f"; {before} lie before the oldest state of their session that is left" if before else ""
+        raise ConfigurationError(f"{asked} in that part of {recording.header.topic}{why}")
     return recording, unjudged
 
 
@@ -79,6 +82,8 @@ class _Recorder:
         self._now_ms = part.opening.partition.now_ms
         self._begun: dict[str, int] = {}
         """Of each session seen, the offset up to which its starting state has come."""
+        self.before = 0
+        """Events that are not recorded, because their session's starting state knows of them."""
 
     async def run(self) -> None:
         """Add the partition's record, the states that sessions begin with, and every record that is meant."""
@@ -109,7 +114,8 @@ class _Recorder:
         if isinstance(event, RulesChanged):
             self._know_rules(event.rules_hash)
         elif not isinstance(event, PartitionAssigned) and record.offset <= self._begin(event):
-            return  # its session's starting state knows of it
+            self.before += 1
+            return
         outputs = self._outputs.get(record.offset, ())
         self._recording.records.append(LogRecord(**told, event=event, outputs=tuple(outputs)))
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from contextengine.errors import ConfigurationError
@@ -22,20 +21,6 @@ class Edge:
 
     offset: int | None = None
     time_ms: int | None = None
-
-    @classmethod
-    def parse(cls, text: str) -> Edge:
-        """An offset as a number, or a time as ISO 8601 has it (UTC, unless it says otherwise)."""
-        if text.isdecimal():
-            return cls(offset=int(text))
-        try:
-            at = datetime.fromisoformat(text)
-        except ValueError:
-            raise ConfigurationError(
-                f"{text!r} is neither an offset nor a time; write 1200, or 2026-01-31T14:05:00"
-            ) from None
-        at = at if at.tzinfo is not None else at.replace(tzinfo=UTC)
-        return cls(time_ms=round(at.timestamp() * 1_000))
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,6 +28,7 @@ from contextengine.errors import TopicMismatch
 from contextengine.schemas.codec import SINGLE_OBJECT
 from contextengine.schemas.events import AudioChunkReceived, ConversationEvent, SessionEnded
 from contextengine.topics.catalogue import EVENT_BYTES, HEADERS_BYTES, KEY_BYTES, catalogue, partition_for
+from contextengine.topics.patience import be_patient
 from contextengine.topics.registry import codec_of
 from contextengine.topics.rulebook import must_exist
 
@@ -229,6 +230,7 @@ class Publisher:
         producer = AIOKafkaProducer(
             **self._settings.kafka_producer(), request_timeout_ms=REQUEST_MS, max_batch_size=BATCH_BYTES
         )
+        be_patient(producer.client)
         try:
             await producer.start()
             await must_exist(self._topic.name, producer.client)

@@ -37,35 +37,35 @@ def an_hour_fast(monkeypatch):
 
 
 @pytest.mark.usefixtures("an_hour_fast")
-async def test_a_report_teaches_the_brokers_time(any_settings):
-    if any_settings.embedded:
+async def test_a_report_teaches_the_brokers_time(settings):
+    if settings.embedded:
         pytest.skip("the embedded broker has no time of its own")
-    await admin.apply(any_settings, "log-1")
-    async with AttemptLog(any_settings) as attempts:
+    await admin.apply(settings, "log-1")
+    async with AttemptLog(settings) as attempts:
         assert attempts.now_ms() - now_ms() > HOUR_MS - 60_000
         await attempts.report(verdict_on(attempt_for("s1", "i1"), Verdict.DELIVERED), 0)
         assert -5_000 < attempts.now_ms() - now_ms() <= 0
 
 
 @pytest.mark.usefixtures("an_hour_fast")
-async def test_a_consumer_whose_clock_is_an_hour_fast_delivers_what_has_not_expired(any_settings):
-    if any_settings.embedded:
+async def test_a_consumer_whose_clock_is_an_hour_fast_delivers_what_has_not_expired(settings):
+    if settings.embedded:
         pytest.skip("the embedded broker has no time of its own")
-    await admin.apply(any_settings, "log-1")
+    await admin.apply(settings, "log-1")
     adapter = FakeAdapter()
-    async with delivering(any_settings, adapter):
-        await write(any_settings, catalogue(any_settings).injections, attempt_for("s1", "i1"))
+    async with delivering(settings, adapter):
+        await write(settings, catalogue(settings).injections, attempt_for("s1", "i1"))
         await until(lambda: adapter.sent)
 
 
 async def test_earlier_verdicts_are_known_up_to_the_marker_and_no_older_than_the_oldest_uncommitted_attempt(
-    any_settings,
+    settings,
 ):
-    await admin.apply(any_settings, "log-1")
-    topics = catalogue(any_settings)
+    await admin.apply(settings, "log-1")
+    topics = catalogue(settings)
     made = [attempt_for("s1", f"i{number}") for number in range(5)]
-    async with AttemptLog(any_settings) as attempts:
-        await write(any_settings, topics.injections, *made, partition=0)
+    async with AttemptLog(settings) as attempts:
+        await write(settings, topics.injections, *made, partition=0)
         for attempt in made:
             await attempts.add_verdict(verdict_on(attempt, Verdict.DELIVERED), 0)
         known = await verdicts_since({0: 2, 1: 0}, attempts)

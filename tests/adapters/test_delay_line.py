@@ -32,15 +32,15 @@ async def due(settings, count):
     return await until(enough)
 
 
-async def test_no_retry_is_due_early_and_none_waits_behind_another(any_settings):
-    await admin.apply(any_settings, "log-1")
-    topics = catalogue(any_settings)
-    async with delivering(any_settings, FakeAdapter()):
+async def test_no_retry_is_due_early_and_none_waits_behind_another(settings):
+    await admin.apply(settings, "log-1")
+    topics = catalogue(settings)
+    async with delivering(settings, FakeAdapter()):
         for number in range(40):
-            await write(any_settings, topics.retry_1s, retry(f"s{number % 5}", f"i{number}"))
+            await write(settings, topics.retry_1s, retry(f"s{number % 5}", f"i{number}"))
             await asyncio.sleep(0.02)
-        records = await due(any_settings, 40)
-    asked = {decode(record.value).injection_id: record for record in await read_raw(any_settings, topics.retry_1s)}
+        records = await due(settings, 40)
+    asked = {decode(record.value).injection_id: record for record in await read_raw(settings, topics.retry_1s)}
     waited_ms = []
     for record in records:
         event = decode(record.value)

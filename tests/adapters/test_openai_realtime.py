@@ -127,6 +127,19 @@ async def test_what_the_provider_cannot_carry_is_unrenderable(adapter, what):
         adapter.render(what)
 
 
+async def test_a_context_is_found_where_it_is_and_not_put_there_by_the_question(simulator, adapter):
+    assert await adapter.find(attempt(), 1.0) is None
+    delivered = await send(adapter, attempt())
+    found = await adapter.find(attempt(), 1.0)
+    assert (found.verdict, found.confirmation, found.role) == (
+        Verdict.DELIVERED,
+        delivered.confirmation,
+        delivered.role,
+    )
+    assert await adapter.find(attempt(call_id="rtc_unknown"), 1.0) is None
+    assert ids(simulator) == [ID]
+
+
 async def test_a_delivered_context_is_in_front_of_the_model_at_its_next_turn_and_starts_none(simulator, adapter):
     verdict = await send(adapter, attempt())
     assert (verdict.verdict, verdict.confirmation) == (Verdict.DELIVERED, Confirmation.IN_CONTEXT)

@@ -90,6 +90,21 @@ async def test_a_record_larger_than_a_batch_has_a_batch_of_its_own(outbox, log):
     assert [count for _, _, count in log.batches] == [1, 1, 1]
 
 
+async def test_few_outputs_do_not_wait_until_the_batch_before_them_is_on_its_way(outbox, log, monkeypatch):
+    """A batch of our own would; and while one partition waits, nothing of any partition is judged."""
+    joined = []
+
+    async def send(topic: str, value: bytes, key: bytes, *, partition: int, headers: list[Any]) -> Any:
+        joined.append((topic, partition, key, value, headers))
+        return asyncio.get_running_loop().create_future()
+
+    monkeypatch.setattr(log, "send", send)
+    outbox.add("injections", 4, b"k", b"v", [("cx-cause", b"1")])
+    await outbox.send(4)
+    assert joined == [("injections", 4, b"k", b"v", [("cx-cause", b"1")])]
+    assert [(sent.topic, sent.records) for sent in outbox.take(4)] == [("injections", 1)]
+
+
 @pytest.mark.parametrize(
     ("answer", "error"),
     [
@@ -105,6 +120,15 @@ async def test_an_output_that_the_broker_does_not_take_is_an_error_that_says_whe
     log.held[0].set_exception(answer)
     with pytest.raises(error, match="injections partition 4"):
         await acknowledged(outbox.take(4))
+
+
+async def test_a_closed_outbox_sends_nothing_more(outbox, log):
+    """Behind what was dropped the rest would be out of order, and the next owner sends all of it."""
+    outbox.add("injections", 4, b"k", b"unsent")
+    outbox.close()
+    outbox.add("injections", 4, b"k", b"later")
+    await outbox.send(4)
+    assert outbox.take(4) == log.batches == []
 
 
 async def test_what_is_forgotten_is_neither_sent_nor_asked_for(outbox, log):

@@ -89,7 +89,9 @@ async def test_a_fired_rule_is_an_attempt_and_an_explanation_in_the_events_own_p
     [attempt], [made] = desk.values("injections"), desk.values("decisions")
     assert (type(attempt), type(made)) == (InjectionAttempt, DecisionMade)
     assert {(partition, key) for _, partition, key, _, _ in desk.sent} == {(desk.number, KEY)}
-    assert [headers for to, _, _, _, headers in desk.sent if to == "injections"] == [{"traceparent": b"00-1"}]
+    assert [headers for to, _, _, _, headers in desk.sent if to == "injections"] == [
+        {"traceparent": b"00-1", "cx-cause": b"1"}
+    ]
 
 
 @pytest.mark.parametrize(

@@ -176,6 +176,17 @@ async def test_a_step_that_fails_is_the_last_one_and_the_worker_stops(steps, fai
     assert steps.taken == taken
 
 
+async def test_batches_in_hand_of_a_worker_that_stops_are_judged_by_what_it_knows_and_send_nothing(steps):
+    """By the state of the last flush they would be decided otherwise than by whoever comes next."""
+    steps.fails_at = "outputs"
+    steps.batch_is_done(99)
+    await steps.consumer.commit()
+    assert steps.table.get(0, b"k") == {}
+    steps.outbox.add("outputs", 0, b"k", b"v")
+    await steps.outbox.send(0)
+    assert steps.outbox.take(0) == []
+
+
 async def test_what_is_not_durable_in_time_stops_the_worker(steps, monkeypatch):
     monkeypatch.setattr(transport, "FLUSH_LIMIT_S", 0.01)
     steps.batch_is_done(99)

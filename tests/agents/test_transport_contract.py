@@ -94,6 +94,7 @@ def test_every_setting_is_one_of_fausts():
         (driver.AIOKafkaConsumerThread, "on_start", ["self"]),
         (driver.AIOKafkaConsumerThread, "on_thread_stop", ["self"]),
         (driver.AIOKafkaConsumerThread, "on_partitions_assigned", ["self", "assigned", "generation_id"]),
+        (driver.Producer, "_new_producer", ["self", "transactional_id"]),
         (driver.Producer, "_settings_extra", ["self"]),
         (driver.Producer, "flush", ["self"]),
         (driver.Producer, "on_stop", ["self"]),
@@ -120,6 +121,7 @@ def test_every_setting_is_one_of_fausts():
         (aiokafka.AIOKafkaConsumer, "commit", ["self", "offsets"]),
         (aiokafka.AIOKafkaProducer, "create_batch", ["self"]),
         (aiokafka.AIOKafkaProducer, "send_batch", ["self", "batch", "topic", "partition"]),
+        (aiokafka.AIOKafkaProducer, "send", ["self", "topic", "value", "key", "partition", "timestamp_ms", "headers"]),
         (BatchBuilder, "append", ["self", "timestamp", "key", "value", "headers"]),
         (Event, "__init__", ["self", "app", "key", "value", "headers", "message"]),
     ],
@@ -334,3 +336,9 @@ def test_an_idempotent_producer_never_gives_a_batch_up():
     """Which is why a flush has a limit of its own."""
     assert "if self._sender._txn_manager is None and batch.expired():" in source(SendProduceReqHandler._can_retry)
     assert "await self.flush()" in source(MessageAccumulator.close)
+
+
+def test_a_batch_without_a_leader_is_given_up_when_its_time_to_live_is_over_even_so():
+    """Which is why that is the limit of a flush, and not of a request."""
+    assert "if self._batches[tp][0].expired():" in source(MessageAccumulator.drain_by_nodes)
+    assert "MessageBatch(tp, builder, self._batch_ttl," in source(MessageAccumulator)

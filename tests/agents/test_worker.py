@@ -116,8 +116,8 @@ class Traffic:
 
 
 @pytest.fixture
-async def traffic(broker: str) -> Traffic:
-    made = Traffic(broker)
+async def traffic(any_broker: Any) -> Traffic:
+    made = Traffic(any_broker.address)
     await made.create_topics()
     return made
 
@@ -176,11 +176,11 @@ async def test_batches_are_consecutive_and_nothing_is_committed_before_it_is_flu
     assert {record.headers for record in await traffic.read(worker.outputs)} == {(("cx-test", b"1"),)}
 
 
-async def test_a_worker_killed_in_traffic_loses_no_output_and_counts_no_event_twice(broker, start_worker, tmp_path):
+async def test_a_worker_killed_in_traffic_loses_no_output_and_counts_no_event_twice(any_broker, start_worker, tmp_path):
     """With its states in memory, and in RocksDB, which the next worker finds on the disk."""
 
     async def kill_one(store: str) -> None:
-        traffic = Traffic(broker)
+        traffic = Traffic(any_broker.address)
         await traffic.create_topics()
         arguments = (f"--store={store}://", f"--datadir={tmp_path / store}")
         await traffic.publish(100)

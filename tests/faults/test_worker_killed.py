@@ -70,30 +70,30 @@ async def states(settings):
     return {key: load_state(value[VERSION.size :]) for key, value in greatest.items()}
 
 
-async def test_a_worker_killed_twice_in_traffic_loses_no_injection_and_doubles_no_state(settings, tmp_path):
+async def test_a_worker_killed_twice_in_traffic_loses_no_injection_and_doubles_no_state(embedded_settings, tmp_path):
     """After two kills every injection is there under its one id, and every state equals a replay of the log."""
     rules_file = tmp_path / "rules.yaml"
     rules_file.write_text(RULES)
-    await admin.apply(settings, uuid.uuid4().hex)
-    worker = start_worker(settings, rules_file, tmp_path / "worker.log")
+    await admin.apply(embedded_settings, uuid.uuid4().hex)
+    worker = start_worker(embedded_settings, rules_file, tmp_path / "worker.log")
 
     async def injected(more_than):
-        return len(await read_raw(settings, catalogue(settings).injections)) > more_than
+        return len(await read_raw(embedded_settings, catalogue(embedded_settings).injections)) > more_than
 
     async def all_applied():
-        found = await states(settings)
+        found = await states(embedded_settings)
         return sum(isinstance(state, Session) and state.messages == MESSAGES for state in found.values()) == SESSIONS
 
     try:
-        async with Publisher(settings, name="test") as publisher:
+        async with Publisher(embedded_settings, name="test") as publisher:
             talking = asyncio.create_task(talk(publisher))
             seen = 0
             for _ in range(2):
                 await until(lambda seen=seen: injected(more_than=seen + 50), within_s=30)
                 worker.send_signal(signal.SIGKILL)
                 worker.wait()
-                seen = len(await read_raw(settings, catalogue(settings).injections))
-                worker = start_worker(settings, rules_file, tmp_path / "worker.log")
+                seen = len(await read_raw(embedded_settings, catalogue(embedded_settings).injections))
+                worker = start_worker(embedded_settings, rules_file, tmp_path / "worker.log")
             assert not talking.done(), "the kills fell after the traffic"
             await talking
         await until(all_applied, within_s=60)
@@ -102,16 +102,20 @@ async def test_a_worker_killed_twice_in_traffic_loses_no_injection_and_doubles_n
     finally:
         worker.kill()
 
-    attempts = [a for a in await read(settings, catalogue(settings).injections) if isinstance(a, InjectionAttempt)]
+    attempts = [
+        a
+        for a in await read(embedded_settings, catalogue(embedded_settings).injections)
+        if isinstance(a, InjectionAttempt)
+    ]
     copies = Counter((a.injection.injection_id, a.attempt) for a in attempts)
     rules = parse_rules(RULES, "rules")
-    calls = {name: Call.replayed(log, rules) for name, log in (await logs_by_session(settings)).items()}
+    calls = {name: Call.replayed(log, rules) for name, log in (await logs_by_session(embedded_settings)).items()}
     made = [attempt for call in calls.values() for attempt in call.attempts()]
     expected = {(attempt.injection.injection_id, attempt.attempt) for attempt in made}
     assert len(expected) == SESSIONS * (MESSAGES // PINGED_EVERY + MESSAGES // 10)
     assert set(copies) == expected
     print(f"{len(expected)} injections, {len(attempts) - len(copies)} copies after two kills")  # noqa: T201
-    found = await states(settings)
+    found = await states(embedded_settings)
     for session_id, call in calls.items():
         assert found[session_id.encode()].digest == call.digest
         assert found[session_id.encode()].messages == MESSAGES

@@ -10,6 +10,7 @@ import pytest
 from broker_log import until, write
 from held_calls import ENDED, GOES_ON, WORDS, event_of, installation
 
+from contextengine.errors import ConfigurationError
 from contextengine.replay.audit import audit
 from contextengine.replay.exact import replay
 from contextengine.replay.log import LogReader
@@ -40,8 +41,8 @@ def tampered(monkeypatch):
         read = LogReader.read
 
         async def changed(self, partition, bounds):
-            async for record in read(self, partition, bounds):
-                for seen in [record] if partition.topic != topic.name else change(record):
+            async for kept in read(self, partition, bounds):
+                for seen in [kept] if partition.topic != topic.name else change(kept):
                     yield seen
 
         monkeypatch.setattr(LogReader, "read", changed)
@@ -205,15 +206,18 @@ async def test_a_state_that_is_none_is_named(held, tampered):
 
 @pytest.mark.parametrize("start", [1, 12, 25, 40])
 async def test_a_log_whose_start_is_gone_is_audited_with_what_compaction_has_left(held, monkeypatch, start):
-    """The events before `start` have outlived their retention, and of each key the changelog has the last state only."""
+    """The events before `start` have outlived their retention, and the changelog has the last state of each key only.
+
+    A session that began earlier is judged from the first state on that is left of it.
+    """
     topics, read, bounds = catalogue(held), LogReader.read, LogReader.bounds
 
     async def compacted(self, partition, within):
-        records = [record async for record in read(self, partition, within)]
+        kept = [one async for one in read(self, partition, within)]
         if partition.topic == topics.sessions_changelog.name:
-            records = sorted({record.key: record for record in records}.values(), key=lambda record: record.offset)
-        for record in records:
-            yield record
+            kept = sorted({one.key: one for one in kept}.values(), key=lambda one: one.offset)
+        for one in kept:
+            yield one
 
     async def shortened(self, *wanted):
         return {
@@ -228,8 +232,12 @@ async def test_a_log_whose_start_is_gone_is_audited_with_what_compaction_has_lef
     report = await audit(held)
     assert (report.findings, report.unknown) == ([], {})
     assert report.events > 0
-    recording, _ = await record(held, Span())
-    assert replay(recording).divergence is None
+    if start < 12:  # later, no session's state is left but that at its end
+        recording, _ = await record(held, Span())
+        assert replay(recording).divergence is None
+    else:
+        with pytest.raises(ConfigurationError, match="before the oldest state of their session that is left"):
+            await record(held, Span())
 
 
 async def test_a_session_whose_state_nobody_knows_is_named_and_not_judged(held, monkeypatch, tampered):

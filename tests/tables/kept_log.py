@@ -42,6 +42,20 @@ class Log:
         """As AIOKafkaProducer."""
         return BatchBuilder(16_384, 0)
 
+    async def send(
+        self,
+        topic: str,
+        value: bytes | None,
+        key: bytes | None,
+        *,
+        partition: int,
+        headers: list[tuple[str, bytes]],
+    ) -> asyncio.Future[RecordMetadata]:
+        """As AIOKafkaProducer, whose batch is always on its way already."""
+        batch = self.create_batch()
+        batch.append(key=key, value=value, headers=headers, timestamp=None)
+        return await self.send_batch(batch, topic, partition=partition)
+
     async def send_batch(self, batch: BatchBuilder, topic: str, *, partition: int) -> asyncio.Future[RecordMetadata]:
         """As AIOKafkaProducer."""
         await asyncio.sleep(0)

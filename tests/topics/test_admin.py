@@ -23,43 +23,43 @@ async def make(settings, name, partitions, config=None):
     await client.close()
 
 
-async def test_applied_topics_are_all_there_and_have_no_differences(any_settings):
-    before = await admin.check(any_settings)
+async def test_applied_topics_are_all_there_and_have_no_differences(settings):
+    before = await admin.check(settings)
     assert {difference.found for difference in before.differences} == {admin.MISSING}
-    report = await admin.apply(any_settings, "log-1")
-    names = {topic.name for topic in catalogue(any_settings)}
+    report = await admin.apply(settings, "log-1")
+    names = {topic.name for topic in catalogue(settings)}
     assert set(report.created) == names
     assert report.differences == ()
-    found = await admin.describe(any_settings)
+    found = await admin.describe(settings)
     assert set(found) == names
-    assert found[catalogue(any_settings).events.name].partitions == any_settings.partitions
+    assert found[catalogue(settings).events.name].partitions == settings.partitions
 
 
-async def test_applying_again_creates_nothing_and_keeps_the_log_id(any_settings):
-    await admin.apply(any_settings, "log-1")
-    report = await admin.apply(any_settings, "log-2")
+async def test_applying_again_creates_nothing_and_keeps_the_log_id(settings):
+    await admin.apply(settings, "log-1")
+    report = await admin.apply(settings, "log-2")
     assert (report.created, report.differences) == ((), ())
-    assert await rulebook.read_log_id(any_settings) == "log-1"
+    assert await rulebook.read_log_id(settings) == "log-1"
 
 
-async def test_two_that_apply_at_once_agree_on_one_log_id(any_settings):
-    reports = await asyncio.gather(admin.apply(any_settings, "log-1"), admin.apply(any_settings, "log-2"))
-    events = catalogue(any_settings).events.name
+async def test_two_that_apply_at_once_agree_on_one_log_id(settings):
+    reports = await asyncio.gather(admin.apply(settings, "log-1"), admin.apply(settings, "log-2"))
+    events = catalogue(settings).events.name
     winner = [events in report.created for report in reports].index(True)
-    assert await rulebook.read_log_id(any_settings) == f"log-{winner + 1}"
+    assert await rulebook.read_log_id(settings) == f"log-{winner + 1}"
 
 
-async def test_an_events_topic_that_was_made_anew_has_another_log_id(any_settings):
-    await admin.apply(any_settings, "log-1")
-    client = AIOKafkaAdminClient(**any_settings.kafka_client())
+async def test_an_events_topic_that_was_made_anew_has_another_log_id(settings):
+    await admin.apply(settings, "log-1")
+    client = AIOKafkaAdminClient(**settings.kafka_client())
     await client.start()
-    await client.delete_topics([catalogue(any_settings).events.name])
+    await client.delete_topics([catalogue(settings).events.name])
     await client.close()
-    while catalogue(any_settings).events.name in await admin.describe(any_settings):
+    while catalogue(settings).events.name in await admin.describe(settings):
         await asyncio.sleep(0.05)
-    report = await admin.apply(any_settings, "log-2")
-    assert report.created == (catalogue(any_settings).events.name,)
-    assert await rulebook.read_log_id(any_settings) == "log-2"
+    report = await admin.apply(settings, "log-2")
+    assert report.created == (catalogue(settings).events.name,)
+    assert await rulebook.read_log_id(settings) == "log-2"
 
 
 async def test_partitions_never_grow_in_place(settings):
@@ -77,8 +77,8 @@ async def test_unequal_partitions_are_refused_before_anything_is_created(setting
     assert set(await admin.describe(settings)) == {catalogue(settings).injections.name}
 
 
-async def test_a_topic_with_settings_that_lose_events_is_a_difference(any_settings):
-    topics = catalogue(any_settings)
+async def test_a_topic_with_settings_that_lose_events_is_a_difference(settings):
+    topics = catalogue(settings)
     wrong = {
         **topics.events.config(),
         "cleanup.policy": "compact",
@@ -86,18 +86,18 @@ async def test_a_topic_with_settings_that_lose_events_is_a_difference(any_settin
         "max.message.bytes": "1000",
         "message.timestamp.type": "CreateTime",
     }
-    await make(any_settings, topics.events.name, 4, wrong)
-    said = "\n".join(str(d) for d in (await admin.check(any_settings)).differences if d.topic == topics.events.name)
+    await make(settings, topics.events.name, 4, wrong)
+    said = "\n".join(str(d) for d in (await admin.check(settings)).differences if d.topic == topics.events.name)
     assert f"{topics.events.name}: cleanup.policy is compact, should be delete" in said
     assert all(setting in said for setting in ("retention.ms", "max.message.bytes", "message.timestamp.type"))
 
 
-async def test_what_a_broker_does_not_report_is_said_and_is_no_difference(settings):
-    await make(settings, catalogue(settings).results.name, 4)
-    topics, found = catalogue(settings), await admin.describe(settings)
+async def test_what_a_broker_does_not_report_is_said_and_is_no_difference(embedded_settings):
+    await make(embedded_settings, catalogue(embedded_settings).results.name, 4)
+    topics, found = catalogue(embedded_settings), await admin.describe(embedded_settings)
     assert not [difference for difference in admin.compare(topics, found) if difference.topic == topics.results.name]
     assert "not reported by this broker" in next(admin.unreported(topics, found))
-    assert (await admin.check(settings)).notes == (admin.IGNORED_BY_EMBEDDED,)
+    assert (await admin.check(embedded_settings)).notes == (admin.IGNORED_BY_EMBEDDED,)
 
 
 def test_keeping_records_longer_than_asked_does_no_harm(settings):
@@ -108,12 +108,12 @@ def test_keeping_records_longer_than_asked_does_no_harm(settings):
     assert [difference.setting for difference in admin.compare(topics, found)] == ["retention.ms"]
 
 
-async def test_a_rule_set_is_read_back_under_its_hash_with_its_offset(any_settings):
-    await admin.apply(any_settings, "log-1")
-    offset = await rulebook.append(any_settings, "hash-1", b"rules: []")
-    await rulebook.append(any_settings, "hash-2", bytes(600_000))
-    again = await rulebook.append(any_settings, "hash-1", b"rules: [a]")
-    entries = await rulebook.read(any_settings)
+async def test_a_rule_set_is_read_back_under_its_hash_with_its_offset(settings):
+    await admin.apply(settings, "log-1")
+    offset = await rulebook.append(settings, "hash-1", b"rules: []")
+    await rulebook.append(settings, "hash-2", bytes(600_000))
+    again = await rulebook.append(settings, "hash-1", b"rules: [a]")
+    entries = await rulebook.read(settings)
     assert list(entries) == [rulebook.LOG_ID, "hash-2", "hash-1"]
     assert entries["hash-1"] == rulebook.Entry(again, b"rules: [a]")
     assert again == offset + 2

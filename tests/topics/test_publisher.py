@@ -202,9 +202,9 @@ def test_the_energy_of_two_chunks_is_their_mean_over_time():
 
 
 @pytest.mark.broker
-async def test_events_arrive_in_order_in_their_sessions_partition_with_their_headers(any_settings):
-    await admin.apply(any_settings, "log-1")
-    async with Publisher(any_settings) as publisher:
+async def test_events_arrive_in_order_in_their_sessions_partition_with_their_headers(settings):
+    await admin.apply(settings, "log-1")
+    async with Publisher(settings) as publisher:
         for number in range(100):
             for session_id in ("s1", "s2", "s3"):
                 publisher.session(session_id).publish(
@@ -212,10 +212,10 @@ async def test_events_arrive_in_order_in_their_sessions_partition_with_their_hea
                 )
         assert await publisher.flush() == 0
         assert publisher.buffered == 0
-    found = await read_raw(any_settings, catalogue(any_settings).events)
+    found = await read_raw(settings, catalogue(settings).events)
     assert {record.partition for record in found if record.key == b"s1"} == {partition_for(b"s1", 4)}
     assert {record.headers for record in found} == {(("traceparent", b"00-1"),)}
-    events = await read(any_settings, catalogue(any_settings).events)
+    events = await read(settings, catalogue(settings).events)
     for session_id in ("s1", "s2", "s3"):
         told = [(event.seq, event.text) for event in events if event.session_id == session_id]
         assert told == [(number, str(number)) for number in range(100)]

@@ -118,9 +118,9 @@ def test_settings_that_cannot_be_meant_are_refused(given, told):
         load(environ={}, **given)
 
 
-async def test_a_whole_installation_speaks_the_registrys_wire_format(any_settings, registry):
+async def test_a_whole_installation_speaks_the_registrys_wire_format(settings, registry):
     """Events in, injections out, and a person who looks at the topic reads them."""
-    settings = any_settings.model_copy(update={"schema_registry_url": registry.url})
+    settings = settings.model_copy(update={"schema_registry_url": registry.url})
     await admin.apply(settings, "log-1")
     stop = asyncio.Event()
     working = asyncio.create_task(run_worker(settings, RULES, stop, build_app(settings)))

@@ -67,11 +67,11 @@ def test_a_topic_that_is_not_there_is_named_with_those_that_are():
 
 
 @pytest.mark.broker
-async def test_from_the_start_to_the_end_shows_what_is_there_and_stops(any_settings):
-    await admin.apply(any_settings, "log")
+async def test_from_the_start_to_the_end_shows_what_is_there_and_stops(settings):
+    await admin.apply(settings, "log")
     for number in range(3):
-        await rulebook.append(any_settings, f"key-{number}", b"x")
-    async with aclosing(follow(any_settings, [catalogue(any_settings).rules.name], to_end=True)) as records:
+        await rulebook.append(settings, f"key-{number}", b"x")
+    async with aclosing(follow(settings, [catalogue(settings).rules.name], to_end=True)) as records:
         assert [record.key async for record in records] == ["log-id", "key-0", "key-1", "key-2"]
 
 
@@ -86,13 +86,13 @@ async def test_a_header_without_a_value_is_shown_as_empty(settings):
         assert [record.headers async for record in records] == [{"app": ""}]
 
 
-async def test_from_now_on_shows_what_comes_and_nothing_that_was_there(any_settings):
-    await admin.apply(any_settings, "log")
-    await rulebook.append(any_settings, "before", b"x")
-    async with aclosing(follow(any_settings, [catalogue(any_settings).rules.name], from_start=False)) as records:
+async def test_from_now_on_shows_what_comes_and_nothing_that_was_there(settings):
+    await admin.apply(settings, "log")
+    await rulebook.append(settings, "before", b"x")
+    async with aclosing(follow(settings, [catalogue(settings).rules.name], from_start=False)) as records:
         coming = asyncio.ensure_future(anext(records))
         await asyncio.sleep(1.5)
-        await rulebook.append(any_settings, "after", b"x")
+        await rulebook.append(settings, "after", b"x")
         assert (await asyncio.wait_for(coming, 10)).key == "after"
 
 
