@@ -10,12 +10,12 @@ from broker_log import read, read_raw, until, write
 
 from contextengine.app import build_app, publish_rules, run_worker
 from contextengine.broker import EmbeddedBroker
-from contextengine.errors import ConfigurationError, RulesInvalid
+from contextengine.errors import ConfigurationError, LogReplaced, RulesInvalid
 from contextengine.schemas.codec import decode
 from contextengine.schemas.events import MessageCompleted, RulesChanged, SessionStarted
 from contextengine.schemas.injection import InjectionAttempt
 from contextengine.settings import load
-from contextengine.topics import admin
+from contextengine.topics import admin, rulebook
 from contextengine.topics.catalogue import catalogue
 
 GREET = "rules: [{name: greet, when: {keyword: hello}, inject: {information: {name: Ada}}}]"
@@ -122,3 +122,15 @@ async def test_a_worker_without_a_partition_is_ready_and_takes_over_when_it_gets
     await until(lambda: read(settings, catalogue(settings).injections), within_s=30)
     stops[1 - owner].set()
     await running[1 - owner]
+
+
+async def test_a_running_worker_whose_log_gets_another_id_stops_by_name(settings, monkeypatch):
+    """Nothing else may tell it: an events topic that is made anew at once has as many partitions as before."""
+    monkeypatch.setattr("contextengine.app.CHECK_TOPICS_S", 0.2)
+    await admin.apply(settings, uuid.uuid4().hex)
+    worker = build_app(settings)
+    running = asyncio.create_task(run_worker(settings, GREET, asyncio.Event(), worker))
+    await until(lambda: worker.health.ready()["ready"] or running.done())
+    await rulebook.append(settings, rulebook.LOG_ID, uuid.uuid4().hex.encode())
+    with pytest.raises(LogReplaced, match="was recreated"):
+        await running

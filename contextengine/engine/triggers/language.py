@@ -33,6 +33,7 @@ LOGIT: Final = 64
 """Steps to one unit of log-odds: scores and biases are integers of this unit."""
 
 _LANE_BITS: Final = 32
+_LANE: Final = (1 << _LANE_BITS) - 1
 _MIDDLE: Final = 1 << (_LANE_BITS - 1)
 _MIDDLES: Final = sum(_MIDDLE << (_LANE_BITS * lane) for lane in range(len(HEADS)))
 _LANES: Final = struct.Struct(f"<{len(HEADS)}I")
@@ -43,7 +44,7 @@ _UNKNOWN_RARITY: Final = 127
 _MAGIC: Final = b"CEL1"
 
 _TOKEN: Final = re.compile(
-    r"[^\W_]+(?:'[^\W_]+)*|[?!]+|\.\.+|[:;=]['-]?[()dp/|\\3]|<3|[\u2600-\u27bf\U0001f000-\U0001faff]"
+    r"[^\W_]{1,24}(?:'[^\W_]{1,24})?|[?!]{1,4}|\.\.|[:;=]['-]?[()dp/|\\3]|<3|[\u2600-\u27bf\U0001f000-\U0001faff]"
 )
 _DRAWN_OUT: Final = re.compile(r"(.)\1{2,}")
 _CHANCE: Final = [
@@ -61,8 +62,8 @@ class Grams(NamedTuple):
 class Reading(NamedTuple):
     """What was read in a message. Chances are per mille.
 
-    `emotions` follow `EMOTIONS`, each for itself: they need not add up. `cues` are sums of the lanes `now` and `before` of
-    each profile, for `contextengine.engine.triggers.topic`.
+    `emotions` follow `EMOTIONS`, each for itself: they need not add up. `cues` are the sums of the lanes of `CUES`,
+    profile by profile, for `contextengine.engine.triggers.topic`.
     """
 
     tokens: list[str]
@@ -74,7 +75,7 @@ class Reading(NamedTuple):
 
 
 class Felt(NamedTuple):
-    """The emotion of a message and its intensity: 0 where the detector hardly dares to name it, 1000 where it is sure."""
+    """The emotion of a message and its intensity: from 0, where it is hardly named, to 1000, where it is sure."""
 
     emotion: str
     intensity: int
@@ -110,10 +111,10 @@ def grams_of(text: str) -> Grams:
     tokens = _TOKEN.findall(_DRAWN_OUT.sub(r"\1\1", text.lower().replace("\u2019", "'")))
     features = set(tokens)
     if tokens:
-        features.update(map("%s %s".__mod__, zip(["<", *tokens], [*tokens, ">"], strict=True)))
-        features.update(map("%s * %s".__mod__, zip(tokens, tokens[2:], strict=False)))
-        features.update([token[:4] + "~" for token in tokens if len(token) > 4])
-        features.update([token[:6] + "~" for token in tokens if len(token) > 6])
+        features.update([f"{one} {two}" for one, two in zip(["<", *tokens], [*tokens, ">"], strict=True)])
+        features.update([f"{one} * {two}" for one, two in zip(tokens, tokens[2:], strict=False)])
+        long = [token for token in tokens if len(token) > 4]
+        features.update([token[:4] + "~" for token in long], [token[:6] + "~" for token in long if len(token) > 6])
         if len(text) > 5 and text.isupper():
             features.add("<loud>")
     return Grams(tokens, features)
@@ -134,35 +135,33 @@ class LanguageModel:
             if (packed := sum(weight << (_LANE_BITS * lane) for lane, weight in enumerate(row)))
         }
         self._rarity = dict(rarity)
-        self._scales = [(card.heads[name].scale, card.heads[name].bias) for name in HEADS[:_FIRST_CUE]]
+        self._scales = [(card.heads[name].scale, card.heads[name].bias + _CERTAIN) for name in HEADS[:_FIRST_CUE]]
         self.thresholds: Final = {name: head.threshold for name, head in card.heads.items()}
         self.topics: Final = card.topics
 
     def read(self, text: str) -> Reading:
         """Read `text`, whatever it holds."""
         tokens, features = grams_of(text)
-        sums = self._sums(features)
-        chances = [
-            _CHANCE[max(0, min(2 * _CERTAIN, (total * scale >> _SCALE_BITS) + bias + _CERTAIN))]
-            for total, (scale, bias) in zip(sums, self._scales, strict=False)
-        ]
+        total = sum(filter(None, map(self._packed.get, features)), _MIDDLES)
+        sums = _LANES.unpack(total.to_bytes(_LANES.size, "little"))
+        chances = []
+        for lane, (scale, bias) in zip(sums, self._scales, strict=False):
+            at = ((lane - _MIDDLE) * scale >> _SCALE_BITS) + bias
+            chances.append(_CHANCE[at] if 0 <= at <= 2 * _CERTAIN else 0 if at < 0 else 1000)
         negative, confused, closing = chances[len(EMOTIONS) :]
-        return Reading(
-            tokens,
-            tuple(chances[: len(EMOTIONS)]),
-            negative,
-            confused,
-            closing,
-            tuple(sums[_FIRST_CUE:]),
-        )
+        emotions, cues = tuple(chances[: len(EMOTIONS)]), tuple([lane - _MIDDLE for lane in sums[_FIRST_CUE:]])
+        return Reading(tokens, emotions, negative, confused, closing, cues)
 
-    def newness(self, tokens: Iterable[str]) -> tuple[int, ...]:
-        """The sums of the lanes of `CUES` for words that are new to a conversation, profile by profile."""
-        return tuple(self._sums(tokens)[_FIRST_CUE:])
+    def newness(self, tokens: Iterable[str], profile: str) -> int:
+        """The sum of a profile's lane `new` over words that are new to a conversation."""
+        lane = HEADS.index(f"{profile} new")
+        total = sum(filter(None, map(self._packed.get, tokens)), _MIDDLES)
+        return (total >> (_LANE_BITS * lane) & _LANE) - _MIDDLE
 
-    def rarity(self, token: str) -> int:
-        """How seldom people say it, from 0 (all the time) to 127 (never heard)."""
-        return self._rarity.get(token, _UNKNOWN_RARITY)
+    def rarities(self, tokens: Iterable[str]) -> dict[str, int]:
+        """How seldom people say each of them, from 0 (all the time) to 127 (never heard)."""
+        rarity = self._rarity
+        return {token: rarity.get(token, _UNKNOWN_RARITY) for token in tokens}
 
     def felt(self, reading: Reading) -> Felt:
         """The emotion that stands out most above its threshold; `neutral` when none does."""
@@ -173,11 +172,6 @@ class LanguageModel:
             if probability >= threshold and (best == "neutral" or above > most):
                 best, most = emotion, above
         return Felt(best, most)
-
-    def _sums(self, features: Iterable[str]) -> list[int]:
-        """The sum of every head's weights over `features`."""
-        total = sum(filter(None, map(self._packed.get, features)), _MIDDLES)
-        return [lane - _MIDDLE for lane in _LANES.unpack(total.to_bytes(_LANES.size, "little"))]
 
 
 def load(data: bytes) -> LanguageModel:

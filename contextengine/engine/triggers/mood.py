@@ -17,7 +17,6 @@ _QUICK: Final = 2
 _SLOW: Final = 6
 """Messages that the averages reach back, roughly; the first message starts both."""
 _MOST_SPEAKERS: Final = 8
-_FOLLOWED: Final = (*EMOTIONS, "negative")
 
 
 class Mood(Struct, gc=False):
@@ -43,17 +42,13 @@ class MoodShift(NamedTuple):
 
 def follow_mood(moods: Moods, speaker: str, reading: Reading) -> MoodShift:
     """Take a message of `speaker` into their mood, and say how it has moved. Their first message moves nothing."""
-    now = (*reading.emotions, reading.negative)
-    mood = moods.by_speaker.pop(speaker, None)
-    mood = Mood(list(now), list(now)) if mood is None else Mood(_nearer(mood.quick, now, _QUICK), _nearer(mood.slow, now, _SLOW))
+    now = [*reading.emotions, reading.negative]
+    mood = moods.by_speaker.pop(speaker, None) or Mood(now, now)
     moods.by_speaker[speaker] = mood
     if len(moods.by_speaker) > _MOST_SPEAKERS:
         del moods.by_speaker[next(iter(moods.by_speaker))]
-    rises = [quick - slow for quick, slow in zip(mood.quick, mood.slow, strict=True)]
-    most = max(range(len(EMOTIONS)), key=rises.__getitem__)
-    return MoodShift(EMOTIONS[most] if rises[most] > 0 else "neutral", max(0, rises[most]), rises[-1])
-
-
-def _nearer(average: list[int], now: tuple[int, ...], reach: int) -> list[int]:
-    """The average moved towards `now`."""
-    return [old + (new - old) // reach for old, new in zip(average, now, strict=True)]
+    mood.quick = [old + (new - old) // _QUICK for old, new in zip(mood.quick, now, strict=True)]
+    mood.slow = [old + (new - old) // _SLOW for old, new in zip(mood.slow, now, strict=True)]
+    *rises, negative = [quick - slow for quick, slow in zip(mood.quick, mood.slow, strict=True)]
+    rise = max(rises)
+    return MoodShift(EMOTIONS[rises.index(rise)] if rise > 0 else "neutral", max(0, rise), negative)
