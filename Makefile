@@ -2,7 +2,7 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 
-.PHONY: demo test check faults bench picture lock clean
+.PHONY: demo test check faults bench evaluate picture lock clean
 
 demo: .venv/installed
 	$(BIN)/contextengine demo $(ARGS)
@@ -22,6 +22,9 @@ BENCH ?= throughput steps latency sessions scale
 
 bench: .venv/installed  ## all of benchmarks/ on Apache Kafka, half an hour; one of them: make bench BENCH=latency ARGS="--runs 1"
 	for name in $(BENCH); do echo; echo "== $$name"; $(BIN)/python benchmarks/$$name.py $(ARGS) || exit 1; done
+
+evaluate: .venv/installed  ## the detectors' figures on labelled conversations: make evaluate DATA=FOLDER
+	$(BIN)/python training/evaluate.py $(DATA)
 
 picture: .venv/installed  ## the picture in the README, taken from a run of the demo
 	$(BIN)/contextengine demo --picture docs/demo.svg
