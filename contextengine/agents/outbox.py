@@ -31,7 +31,7 @@ SEND_AFTER_RECORDS: Final = 256
 FEW_RECORDS: Final = 8
 SMALL_BYTES: Final = 8 * 1024
 """Few small outputs join the batch that waits in the producer. A batch of our own would wait until that one is on its
-way, a request or two later, and all partitions with it; at 2,000 events/s that was a tenth of a second."""
+way, a request or two later, and all partitions with it."""
 DEFAULT_MAX_BYTES: Final = 1_000_000
 """Kafka's own limit for a record, less a little."""
 
