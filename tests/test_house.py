@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import ast
+import gc
 import re
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
+
+import pytest
 
 import contextengine
 
@@ -64,6 +67,15 @@ MAY_NAME_A_PROVIDER = {"adapters", "settings", "cli", "demo"}
 A_PROVIDER = re.compile(r"openai|anthropic|claude|gemini|google", re.IGNORECASE)
 
 MODULES = sorted(HOUSE.rglob("*.py"))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _no_garbage() -> None:
+    """Nothing of earlier tests is left that Python 3.11 would log, with `ast`, in the middle of `ast.parse`.
+
+    It raises SystemError then (python/cpython#106905).
+    """
+    gc.collect()
 
 
 def room_of(path: Path) -> str:

@@ -34,7 +34,7 @@ REPORT_GRACE_MS: Final = 5_000
 """How long after its deadline the VoiceEngine's report on a hand-off is waited for."""
 SHOWN_CHARACTERS: Final = 2_000
 """How much of a context an explanation shows."""
-REDRIVES_REMEMBERED: Final = 64
+REDRIVES_REMEMBERED: Final = 256
 
 
 class Lives:
@@ -67,7 +67,8 @@ class Lives:
         if name in session.redriven:
             return
         session.redriven = [*session.redriven[1 - REDRIVES_REMEMBERED :], name]
-        newer = slot in session.live or any(
+        live = session.live.get(slot)
+        newer = (live is not None and live.since_ms > dead.trigger_ms) or any(
             held.injection.context.metadata.key == slot for held in session.held.values()
         )
         again = msgspec.structs.replace(

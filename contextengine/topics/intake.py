@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from contextengine.schemas.events import AnyEvent
 
 SMALL_BYTES: Final = 1_024
+LONGEST_MS: Final = 36_600 * 24 * 3_600_000
+"""What a rules file may ask for, a year, in the slowest rehearsal."""
 IDENTITY_CHARACTERS: Final = 256
 IDENTITIES: Final = (
     *("producer", "channel", "speaker", "emotion"),
@@ -61,17 +63,38 @@ def event_in(record: Bytes, partitions: int, decode: Callable[[bytes], Any]) -> 
         return event
     if not isinstance(event, _SESSION_EVENTS):
         raise UndecodableRecord(f"a {type(event).__name__} is no event")
-    key = event.session_id.encode()
-    if record.key != key:
-        raise UndecodableRecord(f"its key is {record.key!r}, its session {event.session_id!r}")
-    if len(key) > KEY_BYTES:
-        raise UndecodableRecord(f"a session id of {len(key)} bytes, at most {KEY_BYTES} are allowed")
+    _check_place(event.session_id, record, partitions)
     if len(value) > SMALL_BYTES:
         _check_identities(event)
+    if isinstance(event, InjectionRedriven):
+        _check_redriven(event)
+    return event
+
+
+def _check_place(session_id: str, record: Bytes, partitions: int) -> None:
+    """Raises UndecodableRecord for a session's record that has another key, or lies where it does not belong."""
+    key = session_id.encode()
+    if record.key != key:
+        raise UndecodableRecord(f"its key is {record.key!r}, its session {session_id!r}")
+    if len(key) > KEY_BYTES:
+        raise UndecodableRecord(f"a session id of {len(key)} bytes, at most {KEY_BYTES} are allowed")
+    if key.startswith(b"\x00"):
+        raise UndecodableRecord("a session id that begins with a zero byte: such keys are the partitions' own")
     belongs = partition_for(key, partitions)
     if belongs != record.partition:
-        raise UndecodableRecord(f"session {event.session_id!r} belongs into partition {belongs}")
-    return event
+        raise UndecodableRecord(f"session {session_id!r} belongs into partition {belongs}")
+
+
+def _check_redriven(event: InjectionRedriven) -> None:
+    """Raises UndecodableRecord for an injection that was not this session's, or that no rule could have asked for."""
+    injection = event.injection
+    if injection.session_id != event.session_id:
+        raise UndecodableRecord(f"an injection of the session {injection.session_id!r}, not of {event.session_id!r}")
+    for name, span_ms in (("ttl_ms", injection.context.metadata.ttl_ms), ("delay_ms", injection.policy.delay_ms)):
+        if not 0 <= span_ms <= LONGEST_MS:
+            raise UndecodableRecord(f"{name} is {span_ms}, at most {LONGEST_MS} are allowed")
+    if not 0 < event.number < LONGEST_MS:
+        raise UndecodableRecord(f"number is {event.number}: the first redrive is 1")
 
 
 def _check_identities(event: AnyEvent) -> None:

@@ -12,6 +12,7 @@ import json
 import urllib.error
 import urllib.request
 from functools import lru_cache
+from http.client import HTTPException
 from typing import TYPE_CHECKING, Any, Final
 
 from contextengine.errors import ConfigurationError, RegistryUnavailable
@@ -48,10 +49,16 @@ def _codec(url: str, username: str, password: str) -> Codec:
     for name, fingerprint, schema in shipped_schemas():
         body = json.dumps({"schema": schema}).encode()
         found = _ask(f"{url}/subjects/{name}", body, headers)
-        ids[fingerprint] = (found or _ask(f"{url}/subjects/{name}/versions", body, headers) or {}).get("id")
-    if not all(isinstance(number, int) for number in ids.values()):
-        raise ConfigurationError(f"what answers at {url} is no schema registry: it gives a schema no id")
+        ids[fingerprint] = _id(found if found is not None else _ask(f"{url}/subjects/{name}/versions", body, headers))
+    if not all(type(number) is int and 0 <= number < 2**31 for number in ids.values()) or len({*ids.values()}) < len(
+        ids
+    ):
+        raise ConfigurationError(f"what answers at {url} is no schema registry: not every schema has an id of its own")
     return registry_codec(ids)
+
+
+def _id(answer: Any) -> Any:
+    return answer.get("id") if isinstance(answer, dict) else None
 
 
 def _ask(url: str, body: bytes, headers: dict[str, str]) -> Any:
@@ -66,5 +73,5 @@ def _ask(url: str, body: bytes, headers: dict[str, str]) -> Any:
         if refused.code == NOT_FOUND:
             return None
         raise ConfigurationError(f"the schema registry refuses {url}: {refused.code} {told}") from None
-    except (OSError, ValueError) as silence:  # ValueError: an answer that is no JSON
+    except (OSError, HTTPException, ValueError) as silence:  # ValueError: an answer that is no JSON
         raise RegistryUnavailable(f"no schema registry answers at {url}: {silence}") from silence

@@ -7,6 +7,7 @@ import hashlib
 import random
 from unittest.mock import AsyncMock
 
+import msgspec
 import pytest
 from aiokafka.structs import ConsumerRecord
 
@@ -15,9 +16,10 @@ from contextengine.engine import decide as deciding
 from contextengine.errors import LogReplaced, RecordRefused
 from contextengine.rulefile import parse_rules, rules_hash
 from contextengine.schemas.codec import decode, encode
+from contextengine.schemas.context import Context, ContextMetadata
 from contextengine.schemas.decision import DecisionMade
-from contextengine.schemas.events import MessageCompleted, RulesChanged, SessionStarted, Tick
-from contextengine.schemas.injection import InjectionAttempt
+from contextengine.schemas.events import InjectionRedriven, MessageCompleted, RulesChanged, SessionStarted, Tick
+from contextengine.schemas.injection import FailurePolicy, InjectionAttempt
 from contextengine.settings import load
 from contextengine.topics.catalogue import EVENT_BYTES, partition_for
 from contextengine.topics.rulebook import LOG_ID, Entry
@@ -81,6 +83,13 @@ def started(seq=0):
 
 def hello(seq):
     return event(MessageCompleted, seq, speaker="user", text="hello")
+
+
+async def test_a_session_id_that_could_be_a_partitions_own_key_is_a_dead_letter(desk):
+    odd = encode(SessionStarted(session_id="\0p", producer="v", incarnation=1, seq=0, at_ms=1, provider="p", model="m"))
+    await desk.judge(desk.record(odd, key=b"\0p"))
+    [(_, headers)] = desk.dead()
+    assert b"begins with a zero byte" in headers["cx-message"]
 
 
 async def test_a_fired_rule_is_an_attempt_and_an_explanation_in_the_events_own_partition(desk):
@@ -164,6 +173,23 @@ async def test_a_record_that_no_dead_letter_can_hold_stops_the_worker_and_is_nev
     desk.agent._outbox.send = AsyncMock()
     with pytest.raises(RecordRefused):
         await desk.judge(desk.record(random.Random(1).randbytes(400_000), key=b"k" * 600_000))  # noqa: S311
+
+
+@pytest.mark.parametrize(
+    ("changed", "reason"),
+    [
+        ({"session_id": "s2"}, "an injection of the session 's2', not of 's1'"),
+        ({"policy": FailurePolicy(delay_ms=2**62)}, "delay_ms is"),
+        ({"context": Context(ContextMetadata(source="r", key="k", created_ms=0, ttl_ms=2**63 - 1))}, "ttl_ms is"),
+    ],
+)
+async def test_a_redriven_injection_that_never_was_this_sessions_is_a_dead_letter(desk, changed, reason):
+    await desk.judge(desk.record(started()), desk.record(hello(1)))
+    [attempt] = desk.values("injections")
+    injection = msgspec.structs.replace(attempt.injection, **changed)
+    await desk.judge(desk.record(encode(InjectionRedriven(session_id="s1", injection=injection, number=1))))
+    [(_, headers)] = desk.dead()
+    assert reason in headers["cx-message"].decode()
 
 
 async def test_an_event_in_the_wrong_partition_is_a_dead_letter(desk):

@@ -93,6 +93,18 @@ def test_a_newer_context_in_its_slot_stays(dead_call):
     assert dead_call.outcomes() == [Outcome.DEAD, Outcome.DELIVERED, Outcome.SUPERSEDED]
 
 
+def test_an_older_context_in_its_slot_is_superseded_by_it(call_with):
+    call = call_with(RULES)
+    call.says("one")
+    call.advance_ms(1_000)
+    call.provider.fails(times=1, transient=False)
+    call.says("one")
+    call.advance_ms(1_000)
+    call.append(InjectionRedriven(session_id=call.session_id, injection=call.injections()[1], number=1))
+    call.advance_ms(1_000)
+    assert call.outcomes() == [Outcome.DELIVERED, Outcome.DEAD, Outcome.DELIVERED]
+
+
 def test_it_is_explained_and_changes_the_digest(dead_call):
     before = dead_call.digest
     decision = dead_call.append(redriven(dead_call))

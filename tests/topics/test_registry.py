@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import socket
+import threading
 
 import fastavro
 import pytest
@@ -85,6 +87,31 @@ def test_a_password_is_sent_and_a_wrong_one_is_told_without_showing_it():
         with pytest.raises(ConfigurationError, match="401") as refused:
             codec_of(with_registry(registry, schema_registry_username="me", schema_registry_password="planted"))  # noqa: S106
         assert "planted" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "answer", [b"garbage", b'HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n{"id"', b"HTTP/1.1 200 OK\r\n\r\n{"]
+)
+def test_what_answers_half_or_nonsense_is_told_as_no_answer(answer):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def talk():
+            with server.accept()[0] as client:
+                client.recv(65_536)
+                client.sendall(answer)
+
+        talking = threading.Thread(target=talk)
+        talking.start()
+        with pytest.raises(RegistryUnavailable, match="no schema registry answers"):
+            codec_of(load(environ={}, schema_registry_url=f"http://127.0.0.1:{server.getsockname()[1]}"))
+        talking.join()
+
+
+@pytest.mark.parametrize("told", [True, -1, 2**40, None, 7])
+def test_a_registry_that_gives_ids_that_are_none_or_one_id_twice_is_refused(registry, told):
+    registry.find = lambda *_: (200, {"id": told})
+    with pytest.raises(ConfigurationError, match="not every schema has an id of its own"):
+        codec_of(with_registry(registry))
 
 
 def test_a_registry_that_does_not_answer_is_told_from_one_that_refuses(registry):
