@@ -371,11 +371,7 @@ class BatchConsumer(driver.Consumer):
             await self._wait_for_ack(timeout=1)
             if time.monotonic() - began > 5:
                 self.log.warning("waiting for %d batches in hand", len(self._unacked_messages))
-        try:
-            async with asyncio.timeout(STOP_LIMIT_S if self.app.should_stop else None):
-                await self.commit()
-        except TimeoutError:
-            await self._fail("the last flush", BrokerUnavailable(f"no acknowledgement within {STOP_LIMIT_S} s"))
+        await self.commit()
 
     async def _announce_assignment(self) -> None:
         try:
