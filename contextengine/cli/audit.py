@@ -55,7 +55,8 @@ def audit(
 ) -> None:
     """Judge the events topic again, and compare all that was written: injections, outcomes, dead letters, states.
 
-    Exit code 1 if anything is missing, differs, or is there without a reason. May run beside a live installation: what
+    Exit code 1 if anything is missing, differs, or is there without a reason, and also if there was nothing to judge:
+    an unknown session, an empty range, events that no worker has judged. May run beside a live installation: what
     is open, or not judged yet, is counted and is no finding.
     """
     from contextengine.replay.audit import audit as made  # noqa: PLC0415  help needs none
@@ -89,4 +90,7 @@ def _show(report: Report, show: int) -> None:
         typer.secho(str(finding), fg="red", err=True)
     if len(report.findings) > show:
         typer.secho(f"and {len(report.findings) - show} more; --json has all", fg="red", err=True)
-    typer.echo("nothing is missing, nothing differs" if report.is_clean else f"{len(report.findings)} findings")
+    if report.findings:
+        typer.echo(f"{len(report.findings)} findings")
+    else:
+        typer.echo("nothing is missing, nothing differs" if report.has_judged else "nothing was judged")

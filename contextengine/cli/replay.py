@@ -67,8 +67,9 @@ def replay(
 ) -> None:
     """Judge recordings again, without a broker; exit with 1 where something else follows than what is recorded.
 
-    Each stops at its first divergence. With --publish its conversations go to a broker instead, without the ticks and
-    answers of then; contexts go where the recorded calls say, so use a test installation.
+    Each stops at its first divergence; where the engine itself fails is one, and cannot be accepted. With --publish its
+    conversations go to a broker instead, without the ticks and answers of then; contexts go where the recorded calls
+    say, so use a test installation.
     """
     from contextengine.replay.recording import files_in  # noqa: PLC0415  help needs none
 
@@ -120,21 +121,31 @@ def _show(file: Path, notes: list[str], done: Replayed) -> None:
 
 
 def _accept(files: list[Path], as_json: bool) -> None:
-    from contextengine.replay.exact import accepted, replay  # noqa: PLC0415  help needs none
+    from contextengine.errors import EngineDefect  # noqa: PLC0415  help needs none
+    from contextengine.replay.exact import accepted, replay  # noqa: PLC0415
     from contextengine.replay.recording import read, write  # noqa: PLC0415
 
-    rewritten = []
+    rewritten: list[str] = []
+    defects: dict[str, str] = {}
     for file in files:
         recording = read(file)
-        if replay(recording).divergence is not None:
+        if replay(recording).divergence is None and recording.header.lines is not None:
+            continue
+        try:
             write(accepted(recording), file)
-            rewritten.append(str(file))
-            if not as_json:
-                typer.echo(f"{file}: rewritten")
+        except EngineDefect as defect:
+            defects[str(file)] = str(defect)
+            typer.secho(f"{file}: not rewritten: {defect}", fg="red", err=True)
+            continue
+        rewritten.append(str(file))
+        if not as_json:
+            typer.echo(f"{file}: rewritten")
     if as_json:
-        write_json({"files": len(files), "rewritten": rewritten})
+        write_json({"files": len(files), "rewritten": rewritten, "defects": defects})
     else:
         typer.echo(f"{len(rewritten)} of {len(files)} recordings rewritten")
+    if defects:
+        raise typer.Exit(FOUND_PROBLEMS)
 
 
 def _publish(files: list[Path], settings: Settings, speed: float, prefix: str, as_json: bool) -> None:

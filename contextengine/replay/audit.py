@@ -9,27 +9,39 @@ For each event up to where its partition is durably judged, what a fresh replay 
     states        each session's newest state in the changelog is the replayed one; none outlives its session
 
 Copies, which a redelivery makes, are counted; copies that differ are findings. What is beyond the durable floor of its
-partition may still be on its way, and is only counted (`unjudged`), as is what is open.
+partition may still be on its way, and is only counted (`unjudged`), as is what is open. What may have been deleted with
+the start of its topic is only noted. An audit that has judged nothing has not passed.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from msgspec import Struct
 
 from contextengine import __version__
-from contextengine.delivery.dead_letter import Stage as DeadStage
 from contextengine.errors import UndecodableRecord
 from contextengine.replay.difference import first_difference
-from contextengine.replay.evidence import ATTEMPT, CANCELLATION, OUTCOME, RETRY, Letter, name_of, verdict_name
+from contextengine.replay.evidence import (
+    ATTEMPT,
+    CANCELLATION,
+    LETTER,
+    OUTCOME,
+    RETRY,
+    VERDICT,
+    Letter,
+    name_of,
+    verdict_name,
+)
 from contextengine.replay.opening import StateUnknown
 from contextengine.replay.partition import PartitionReplay, RuleSets, outputs_of
 from contextengine.replay.report import DIFFERS, MISSING, OUT_OF_ORDER, UNEXPECTED, Finding, Report
 from contextengine.replay.source import opened
 from contextengine.replay.span import Span
+from contextengine.schemas.dead_letter import Stage as DeadStage
 from contextengine.schemas.events import PARTITION_EVENTS, AttemptReported, PartitionAssigned
 from contextengine.schemas.injection import InjectionAttempt
 from contextengine.schemas.session import STATE_VERSION, Session, Stage, dump_state, load_state
@@ -39,7 +51,7 @@ if TYPE_CHECKING:
     from aiokafka import ConsumerRecord
 
     from contextengine.engine.decision import Decision
-    from contextengine.replay.evidence import Name, Written
+    from contextengine.replay.evidence import Name
     from contextengine.replay.source import Part
     from contextengine.schemas.events import ConversationEvent, SessionFeedback
     from contextengine.settings import Settings
@@ -58,14 +70,21 @@ async def audit(
         rule_sets = RuleSets(source.rules)
         async for part in source.parts(span):
             await source.read_verdicts(part)
-            letters_are_whole = await source.read_letters(part)
+            await source.read_letters(part)
             report.unjudged += part.unjudged
             work = _PartitionAudit(part, rule_sets, report, source.partitions)
             async for record in source.events(part):
                 work.take(record)
-            work.settle(letters_are_whole=letters_are_whole)
+            if work.unreported():
+                async for record in source.later_events(part):
+                    work.overhear(record)
+            work.settle()
             if progress is not None:
                 progress(part.number, report)
+    if not report.has_judged:
+        asked = "that part of the log" if span.session_id is None else f"session {span.session_id!r}"
+        why = f"; {report.unjudged} events wait for a worker: does one run?" if report.unjudged else ""
+        report.notes.append(f"nothing was judged: {asked} has no event that could be{why}")
     return report
 
 
@@ -83,7 +102,13 @@ class _PartitionAudit:
         self._replay = PartitionReplay(opening.partition, {}, rule_sets)
         self._begun: dict[str, int] = {}
         """Of each session seen, the offset up to which its starting state has come."""
+        self._judged: set[str] = set()
+        """Sessions of which an event was judged."""
+        self._attempted: dict[tuple[str, str], tuple[int, int]] = {}
+        """Of each attempt made here, by its session and name, the offset and time of the event that led to it."""
         self._reports: dict[Name, AttemptReported] = {}
+        self._later_reports: dict[Name, AttemptReported] = {}
+        """Those that lie behind what is judged here."""
         self._accepted: dict[str, str] = {}
         """Injections that were accepted here and have not ended, with their session."""
         self._ended: set[str] = set()
@@ -91,7 +116,8 @@ class _PartitionAudit:
         self._letters: dict[tuple[int, str], list[Letter]] = defaultdict(list)
         for letter in evidence.letters:
             self._letters[letter.offset, letter.stage].append(letter)
-        self._missing_letters: list[Finding] = []
+        self._deleted: Counter[str] = Counter()
+        """What is missing, and may have been deleted with the start of its topic."""
         self._end = part.end
 
     def take(self, record: ConsumerRecord) -> None:
@@ -102,8 +128,9 @@ class _PartitionAudit:
             try:
                 event = event_in(record, self._partitions, self._evidence.decode)
             except UndecodableRecord:
-                self._report.undecodable += 1
-                self._expect_letter(record, DeadStage.DECODE)
+                if self._only is None or record.key is not None:
+                    self._report.undecodable += 1
+                    self._expect_letter(record, DeadStage.DECODE)
         if isinstance(event, PartitionAssigned) and event.engine not in ("", __version__):
             self._note(f"engine {event.engine} judged from offset {record.offset} on; this is {__version__}")
         if event is not None and not isinstance(event, PARTITION_EVENTS) and not self._can_judge(event):
@@ -114,20 +141,42 @@ class _PartitionAudit:
         if decision is not None:
             self._compare(record, decision)
 
-    def settle(self, *, letters_are_whole: bool) -> None:
+    def unreported(self) -> list[Name]:
+        """The verdicts on attempts made here that no event here reports, though the attempt is over."""
+        return [
+            name
+            for name in self._evidence.verdicts
+            if name[1:] in self._attempted and name not in self._reports and not self._is_in_flight(*name[1:])
+        ]
+
+    def overhear(self, record: ConsumerRecord) -> None:
+        """Note what an event behind those taken reports."""
+        with suppress(UndecodableRecord):
+            event = event_in(record, self._partitions, self._evidence.decode)
+            if isinstance(event, AttemptReported):
+                self._later_reports.setdefault(verdict_name(event.verdict), event)
+
+    def settle(self) -> None:
         """Say what is there without a reason, what is not, and what has become of injections and states."""
         report = self._report
-        report.sessions += sum(session_id not in report.unknown for session_id in self._begun)
+        report.sessions += len(self._judged)
         report.copies += sum(written.copies for written in self._evidence.outputs.values())
         report.copies += sum(written.copies for written in self._evidence.verdicts.values())
         self._settle_outputs()
         self._settle_injections()
         self._settle_verdicts()
-        self._settle_letters(letters_are_whole)
+        self._settle_letters()
         self._settle_states()
         self._settle_partition()
         for topic, offset, why in [*self._evidence.strange, *self._opening.states.strange]:
             self._note(f"{topic} offset {offset} is no record of ours: {why}")
+        for what, count in self._deleted.items():
+            self._note(f"{what}: {count} are not there any more, their topic has lost its start")
+        if self._opening.states.oldest_shape < STATE_VERSION:
+            self._note(
+                f"states were written in version {self._opening.states.oldest_shape}, which cannot hold all: a rule"
+                " whose `when` has changed may count otherwise after a restore than it does here"
+            )
 
     # While events come
 
@@ -158,11 +207,12 @@ class _PartitionAudit:
     def _compare(self, record: ConsumerRecord, decision: Decision) -> None:
         report = self._report
         session_id = (record.key or b"").decode()
+        self._judged.add(session_id)
         report.decisions += decision.explanation is not None
         report.attempts += len(decision.attempts)
         report.outcomes += len(decision.results)
         for output in outputs_of(decision):
-            self._expect(output, record.offset)
+            self._expect(output, record)
         for acceptance in decision.accepted:
             report.injections += 1
             self._accepted[acceptance.injection_id] = session_id
@@ -172,29 +222,33 @@ class _PartitionAudit:
                 self._find(UNEXPECTED, OUTCOME, record.offset, session_id, result.injection_id, found=again)
             self._ended.add(result.injection_id)
         if decision.defect:
+            self._note(f"the engine fails on the event at offset {record.offset}: {decision.defect}")
             self._expect_letter(record, DeadStage.DECIDE)
         for dead in decision.dead:
             report.dead_letters += 1
             self._expect_dead(record, dead.attempt)
 
-    def _expect(self, output: Struct, offset: int) -> None:
+    def _expect(self, output: Struct, record: ConsumerRecord) -> None:
         name = name_of(output)
         what, session_id, told = name
+        if what == ATTEMPT:
+            self._attempted[session_id, told] = record.offset, record.timestamp
         written = self._evidence.outputs.get(name)
-        if written is None:
-            self._find(MISSING, what, offset, session_id, told)
+        if written is None or written.causes.isdisjoint({record.offset, None}):
+            self._miss(what, what, record.offset, record.timestamp, session_id, told)
             return
-        if written.expected_at is None:
+        if not written.expected:
             self._expected += 1
-            written.expected_at = self._expected
-        self._unless_equal(what, offset, session_id, told, output, written.value)
+            written.place = self._expected
+        written.expected.add(record.offset)
+        self._unless_equal(what, record.offset, session_id, told, output, written.value)
 
     def _expect_letter(self, record: ConsumerRecord, stage: DeadStage) -> None:
         letters = self._letters.pop((record.offset, stage.value), [])
         self._report.dead_letters += 1
         self._report.copies += max(0, len(letters) - 1)
         if not letters:
-            self._missing_letter(record.offset, stage)
+            self._miss(LETTER, f"{LETTER} ({stage})", record.offset, record.timestamp)
         for letter in letters:
             if (letter.key or b"") != (record.key or b""):
                 self._find(DIFFERS, "dead letter", record.offset, field="key", expected=repr(record.key))
@@ -212,11 +266,12 @@ class _PartitionAudit:
                 rest.append(letter)
         if rest:
             self._letters[record.offset, DeadStage.DELIVER.value] = rest
+        injection_id = attempt.injection.injection_id
         if not mine:
-            self._missing_letter(record.offset, DeadStage.DELIVER, attempt)
+            what = f"{LETTER} ({DeadStage.DELIVER})"
+            self._miss(LETTER, what, record.offset, record.timestamp, attempt.session_id, injection_id)
         self._report.copies += max(0, len(mine) - 1)
         for body in mine:
-            injection_id = attempt.injection.injection_id
             self._unless_equal("dead letter", record.offset, attempt.session_id, injection_id, attempt, body)
 
     def _attempt_in(self, letter: Letter) -> InjectionAttempt | None:
@@ -226,48 +281,33 @@ class _PartitionAudit:
             return None
         return body if isinstance(body, InjectionAttempt) else None
 
-    def _missing_letter(self, offset: int, stage: DeadStage, attempt: InjectionAttempt | None = None) -> None:
-        of, name = ("", "") if attempt is None else (attempt.session_id, attempt.injection.injection_id)
-        self._missing_letters.append(
-            Finding(
-                problem=MISSING,
-                what=f"dead letter ({stage.value})",
-                partition=self._number,
-                offset=offset,
-                session_id=of,
-                name=name,
-            )
-        )
-
     # When all have come
 
     def _settle_outputs(self) -> None:
         last: dict[tuple[str, str], int] = {}
         for (what, session_id, told), written in self._evidence.outputs.items():
-            causes = sorted(cause for cause in written.causes if cause is not None)
-            offset = causes[0] if causes else None
-            if written.expected_at is None:
-                if self._belongs_here(session_id, written):
-                    self._find(UNEXPECTED, what, offset, session_id, told)
+            for cause in written.causes - written.expected:
+                if self._belongs_here(session_id, cause) and not (cause is None and written.expected):
+                    self._find(UNEXPECTED, what, cause, session_id, told)
+            if not written.expected:
                 continue
+            offset = min(written.expected)
             for other in written.others:
                 self._unless_equal(f"copy of the {what}", offset, session_id, told, written.value, other)
             if what != RETRY:  # one that rests on comes again, later, with the same name
                 order = "" if what in (ATTEMPT, CANCELLATION) else what  # these two share a topic
-                if written.expected_at < last.get((session_id, order), 0):
+                if written.place < last.get((session_id, order), 0):
                     self._find(OUT_OF_ORDER, what, offset, session_id, told)
-                last[session_id, order] = max(written.expected_at, last.get((session_id, order), 0))
+                last[session_id, order] = max(written.place, last.get((session_id, order), 0))
 
-    def _belongs_here(self, session_id: str, written: Written) -> bool:
-        """Whether an output that no replayed event asks for would have to be asked for by one."""
+    def _belongs_here(self, session_id: str, cause: int | None) -> bool:
+        """Whether an output that the event at `cause` does not ask for, as judged here, would have to be asked for."""
         if session_id in self._report.unknown:
             return False
         begun = self._begun.get(session_id, self._opening.start - 1)
-        if None in written.causes:  # nobody says why it was written
+        if cause is None:  # nobody says why it was written
             return self._opening.start == 0 and begun < 0
-        return any(
-            max(begun, self._opening.start - 1) < cause < self._end for cause in written.causes if cause is not None
-        )
+        return max(begun, self._opening.start - 1) < cause < self._end
 
     def _settle_injections(self) -> None:
         for injection_id, session_id in self._accepted.items():
@@ -282,19 +322,18 @@ class _PartitionAudit:
             _, session_id, told = name
             for other in written.others:
                 self._unless_equal("copy of the verdict", None, session_id, told, written.value, other)
-            attempted = self._evidence.outputs.get((ATTEMPT, session_id, told))
-            if attempted is None or attempted.expected_at is None:
+            if name[1:] not in self._attempted:
                 continue  # of an attempt before or after what is judged here
             self._report.verdicts += 1
-            reported = self._reports.get(name)
+            reported = self._reports.get(name) or self._later_reports.get(name)
             if reported is not None:
                 self._unless_equal("report", None, session_id, told, written.value, reported.verdict)
-            elif not self._is_in_flight(session_id, told):
-                self._find(MISSING, "report", None, session_id, told)
-        for name, event in self._reports.items():
-            attempted = self._evidence.outputs.get((ATTEMPT, event.session_id, name[2]))
-            if name not in self._evidence.verdicts and attempted is not None and attempted.expected_at is not None:
-                self._find(MISSING, "verdict", None, event.session_id, name[2])
+        for name in self.unreported():
+            if name not in self._later_reports:
+                self._find(MISSING, "report", None, *name[1:])
+        for name in self._reports:
+            if name not in self._evidence.verdicts and name[1:] in self._attempted:
+                self._miss(VERDICT, VERDICT, *self._attempted[name[1:]], *name[1:])
 
     def _is_in_flight(self, session_id: str, told: str) -> bool:
         session = self._replay.sessions.get(session_id)
@@ -302,17 +341,13 @@ class _PartitionAudit:
         held = session.held.get(injection_id) if session is not None else None
         return held is not None and held.stage is Stage.IN_FLIGHT and held.attempt == int(attempt)
 
-    def _settle_letters(self, letters_are_whole: bool) -> None:
-        if letters_are_whole:
-            self._report.findings += self._missing_letters
-        elif self._missing_letters:
-            self._note(f"{len(self._missing_letters)} dead letters are not there any more: their topic was shortened")
+    def _settle_letters(self) -> None:
         for (offset, stage), letters in self._letters.items():
             session_id = (letters[0].key or b"").decode(errors="replace")
             begun = self._begun.get(session_id, -1)
             is_known = self._only is None and session_id not in self._report.unknown
             if is_known and max(begun + 1, self._opening.start) <= offset < self._end:
-                self._find(UNEXPECTED, f"dead letter ({stage})", offset, session_id)
+                self._find(UNEXPECTED, f"{LETTER} ({stage})", offset, session_id)
 
     def _settle_states(self) -> None:
         states, sessions = self._opening.states, self._replay.sessions
@@ -360,6 +395,13 @@ class _PartitionAudit:
 
     # Findings
 
+    def _miss(self, kind: str, what: str, offset: int, time_ms: int, session_id: str = "", name: str = "") -> None:
+        """Something that must follow from this event is not there."""
+        if self._evidence.may_lack(kind, offset, time_ms):
+            self._deleted[what] += 1
+        else:
+            self._find(MISSING, what, offset, session_id, name)
+
     def _unless_equal(
         self, what: str, offset: int | None, session_id: str, name: str, expected: Struct, found: Struct
     ) -> None:
@@ -371,30 +413,13 @@ class _PartitionAudit:
             self._find(DIFFERS, what, offset, session_id, name, field=field, expected=before, found=after)
 
     def _find(
-        self,
-        problem: str,
-        what: str,
-        offset: int | None,
-        session_id: str = "",
-        name: str = "",
-        *,
-        field: str = "",
-        expected: str = "",
-        found: str = "",
+        self, problem: str, what: str, offset: int | None, session_id: str = "", name: str = "", **told: str
     ) -> None:
-        self._report.findings.append(
-            Finding(
-                problem=problem,
-                what=what,
-                partition=self._number,
-                offset=offset,
-                session_id=session_id,
-                name=name,
-                field=field,
-                expected=expected,
-                found=found,
-            )
+        """`told` are a Finding's `field`, `expected` and `found`."""
+        of = Finding(
+            problem=problem, what=what, partition=self._number, offset=offset, session_id=session_id, name=name, **told
         )
+        self._report.findings.append(of)
 
     def _note(self, text: str) -> None:
         self._report.notes.append(f"partition {self._number}: {text}")

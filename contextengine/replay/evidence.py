@@ -5,16 +5,16 @@ Each is known by what it is about, so that a copy, which a redelivery makes, is 
 
 from __future__ import annotations
 
-import gzip
 import hashlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
 from msgspec import Struct
 
-from contextengine.delivery.dead_letter import PREFIX
 from contextengine.errors import UndecodableRecord
+from contextengine.schemas.dead_letter import PREFIX
 from contextengine.schemas.decision import DecisionMade
 from contextengine.schemas.injection import (
     AttemptVerdict,
@@ -23,6 +23,7 @@ from contextengine.schemas.injection import (
     InjectionResult,
     RetryRequested,
 )
+from contextengine.topics.dead_letters import unpacked
 from contextengine.topics.trace import cause_of
 
 if TYPE_CHECKING:
@@ -36,6 +37,8 @@ CANCELLATION: Final = "cancellation"
 RETRY: Final = "retry"
 OUTCOME: Final = "outcome"
 DECISION: Final = "decision"
+VERDICT: Final = "verdict"
+LETTER: Final = "dead letter"
 
 
 def name_of(output: Struct) -> Name:
@@ -57,14 +60,24 @@ def name_of(output: Struct) -> Name:
 
 @dataclass(slots=True)
 class Written:
-    """A worker's output: what it says, the events that it was written because of, and what its other copies say."""
+    """A worker's output: what it says, the events that it was written because of, and what its other copies say.
+
+    `expected` are the events that must lead to it, `place` is its own among all that is expected, by the first of them.
+    """
 
     value: Struct
     causes: set[int | None]
     copies: int = 0
     others: list[Struct] = field(default_factory=list)
-    expected_at: int | None = None
-    """Its place among all that was expected, once it was."""
+    expected: set[int] = field(default_factory=set)
+    place: int = 0
+
+
+class Oldest(NamedTuple):
+    """The oldest record that is left of a topic: the event that it was written because of, if it says so; its time."""
+
+    cause: int | None
+    time_ms: int
 
 
 class Letter(NamedTuple):
@@ -82,14 +95,19 @@ class Letter(NamedTuple):
         if self.value is None or value is None or not encoding:
             return self.value == value
         if encoding == b"gzip":
-            return gzip.decompress(self.value) == value
+            with suppress(UndecodableRecord):
+                return unpacked(self.value, "gzip") == value
+            return False
         sha256 = hashlib.sha256(value).hexdigest().encode()
         return value.startswith(self.value) and self.headers.get("cx-sha256") == sha256
 
 
 @dataclass(slots=True)
 class Evidence:
-    """All that is there of one partition; `strange` are records that cannot be read, by topic and offset."""
+    """All that is there of one partition; `strange` are records that cannot be read, by topic and offset.
+
+    `oldest` has the kinds of things whose topic has lost its start: to retention, or because somebody purged it.
+    """
 
     decode: Callable[[bytes], Any]
     session_id: str | None = None
@@ -97,41 +115,67 @@ class Evidence:
     verdicts: dict[Name, Written] = field(default_factory=dict)
     letters: list[Letter] = field(default_factory=list)
     strange: list[tuple[str, int, str]] = field(default_factory=list)
+    oldest: dict[str, Oldest | None] = field(default_factory=dict)
 
-    async def read_outputs(self, records: AsyncIterator[ConsumerRecord]) -> None:
-        """Take what a worker writes."""
+    async def read_outputs(self, records: AsyncIterator[ConsumerRecord], shortened: Collection[str]) -> None:
+        """Take what a worker writes; `shortened` are the kinds of output whose topic has lost its start."""
+        self.oldest |= dict.fromkeys(shortened)
         async for record in records:
+            cause = cause_of(record.headers)
+            self._note_oldest(shortened, cause, record)
             output = self._decoded(record)
             if output is not None:
                 try:
-                    _add(self.outputs, name_of(output), output, cause_of(record.headers))
+                    _add(self.outputs, name_of(output), output, cause)
                 except UndecodableRecord as stranger:
                     self.strange.append((record.topic, record.offset, str(stranger)))
 
-    async def read_verdicts(self, records: AsyncIterator[ConsumerRecord]) -> None:
+    async def read_verdicts(self, records: AsyncIterator[ConsumerRecord], shortened: Collection[str]) -> None:
         """Take what delivery consumers say; their marks have no value."""
+        self.oldest |= dict.fromkeys(shortened)
         async for record in records:
+            self._note_oldest(shortened, None, record)
             verdict = self._decoded(record) if record.value is not None else None
             if isinstance(verdict, AttemptVerdict):
                 _add(self.verdicts, verdict_name(verdict), verdict, None)
 
-    async def read_letters(self, records: AsyncIterator[ConsumerRecord], events: str) -> None:
+    async def read_letters(
+        self, records: AsyncIterator[ConsumerRecord], events: str, shortened: Collection[str]
+    ) -> None:
         """Take the dead letters that came from the topic `events`."""
+        self.oldest |= dict.fromkeys(shortened)
         async for record in records:
             headers = dict(record.headers)
             offset = headers.get(f"{PREFIX}offset", b"")
-            if headers.get(f"{PREFIX}topic") == events.encode() and offset.isdigit():
+            is_of_an_event = headers.get(f"{PREFIX}topic") == events.encode() and offset.isdigit()
+            self._note_oldest(shortened, int(offset) if is_of_an_event else None, record)
+            if is_of_an_event:
                 stage = headers.get(f"{PREFIX}stage", b"").decode(errors="replace")
                 self.letters.append(Letter(int(offset), stage, record.key, record.value, headers))
 
-    def rules_hash_at(self, start: int) -> str:
-        """The rule set that the first explanation of an event at `start` or later names; "" when there is none."""
-        made = (
-            (min((cause for cause in written.causes if cause is not None), default=-1), written.value.rules_hash)
+    def may_lack(self, kind: str, offset: int, time_ms: int) -> bool:
+        """Whether what followed from this event may have been deleted with the start of its topic.
+
+        What followed from a later event than the oldest record that is left was written after that one, so it is there.
+        """
+        oldest = self.oldest.get(kind)
+        if oldest is None:
+            return kind in self.oldest  # then nothing at all is left
+        return time_ms <= oldest.time_ms if oldest.cause is None else offset <= oldest.cause
+
+    def rules_told(self) -> list[tuple[int, str]]:
+        """Which rule set was in force at which offset, as explanations of the events there say."""
+        return [
+            (cause, written.value.rules_hash)
             for written in self.outputs.values()
             if isinstance(written.value, DecisionMade)
-        )
-        return min((found for found in made if found[0] >= start), default=(0, ""))[1]
+            for cause in written.causes
+            if cause is not None
+        ]
+
+    def _note_oldest(self, kinds: Collection[str], cause: int | None, record: ConsumerRecord) -> None:
+        for kind in kinds:
+            self.oldest[kind] = self.oldest[kind] or Oldest(cause, record.timestamp)
 
     def _decoded(self, record: ConsumerRecord) -> Struct | None:
         if self.session_id is not None and record.key != self.session_id.encode():
@@ -145,7 +189,7 @@ class Evidence:
 
 def verdict_name(verdict: AttemptVerdict) -> Name:
     """What a verdict is about."""
-    return "verdict", verdict.session_id, f"{verdict.injection_id}/{verdict.attempt}"
+    return VERDICT, verdict.session_id, f"{verdict.injection_id}/{verdict.attempt}"
 
 
 def _add(into: dict[Name, Written], name: Name, value: Struct, cause: int | None) -> None:
@@ -153,7 +197,7 @@ def _add(into: dict[Name, Written], name: Name, value: Struct, cause: int | None
     if known is None:
         into[name] = Written(value, {cause})
         return
+    known.copies += cause in known.causes
     known.causes.add(cause)
-    known.copies += 1
     if value != known.value and value not in known.others:
         known.others.append(value)

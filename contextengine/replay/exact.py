@@ -15,20 +15,21 @@ import msgspec
 from msgspec import Struct
 
 from contextengine import __version__
-from contextengine.errors import UndecodableRecord
-from contextengine.replay.difference import Difference, first_difference
+from contextengine.errors import EngineDefect, UndecodableRecord
+from contextengine.replay.difference import ABSENT, Difference, first_difference
 from contextengine.replay.evidence import name_of
 from contextengine.replay.partition import PartitionReplay, RuleSets, outputs_of
 from contextengine.replay.recording import LogRecord, Output, Recording
 from contextengine.schemas.codec import SINGLE_OBJECT
 from contextengine.schemas.decision import DecisionMade
-from contextengine.schemas.events import PartitionAssigned, RulesChanged
+from contextengine.schemas.events import PARTITION_EVENTS, PartitionAssigned
 from contextengine.schemas.injection import InjectionAttempt, InjectionCancelled, InjectionResult, RetryRequested
 from contextengine.schemas.session import Partition, Session, dump_state, load_state
 from contextengine.topics.intake import event_in
 
 if TYPE_CHECKING:
     from contextengine.engine.decision import Decision
+    from contextengine.schemas.events import AnyEvent
 
 
 S = TypeVar("S", Session, Partition)
@@ -56,6 +57,7 @@ COMPARED: Final[tuple[tuple[type[Output], Callable[[Any], Output | None]], ...]]
 class Divergence(Struct, frozen=True, kw_only=True):
     """Where a replay leaves its recording: the record, and the first field of what followed that is another.
 
+    An event that the engine fails on is one as well (`what` is "defect"), whatever the recording says followed.
     `position` is the event's (producer, incarnation and seq, or the feedback's own); `what` is the output that differs
     and `rule` its rule, where it has one. `before` is what the recording says, `after` what the replay does.
     """
@@ -119,12 +121,15 @@ def replay(recording: Recording) -> Replayed:
 
 
 def accepted(recording: Recording) -> Recording:
-    """The recording with what this engine makes of it in place of what it says followed."""
-    done = Replayed()
-    records = [
-        msgspec.structs.replace(of, outputs=() if decision is None else tuple(outputs_of(decision)))
-        for of, decision in _judged(recording, done)
-    ]
+    """The recording with what this engine makes of it in place of what it says followed.
+
+    Raises EngineDefect where the engine fails: that must not be what follows from now on.
+    """
+    records = []
+    for of, decision in _judged(recording, Replayed()):
+        if decision is not None and decision.defect:
+            raise EngineDefect(str(_defect(of, decision)))
+        records.append(msgspec.structs.replace(of, outputs=() if decision is None else tuple(outputs_of(decision))))
     header = msgspec.structs.replace(recording.header, engine=__version__)
     return Recording(header, recording.partitions, recording.sessions, records)
 
@@ -140,7 +145,7 @@ def _judged(recording: Recording, done: Replayed) -> Iterable[tuple[LogRecord, D
             partition = recording.partitions.get(of.partition) or Partition(of.partition)
             replay = replays[of.partition] = PartitionReplay(_copy(partition), sessions, rule_sets)
         event = of.event
-        if not isinstance(event, PartitionAssigned | RulesChanged | None):
+        if event is not None and not isinstance(event, PARTITION_EVENTS):
             if event.session_id in recording.header.incomplete:
                 done.skipped += 1
                 continue
@@ -155,6 +160,8 @@ def _copy(state: S) -> S:
 def _divergence(of: LogRecord, decision: Decision | None, partitions: int) -> Divergence | None:
     if of.event is None:
         return _decodable(of, partitions)
+    if decision is not None and decision.defect:
+        return _defect(of, decision)
     now = () if decision is None else tuple(outputs_of(decision))
     if of.outputs == now:
         return None
@@ -201,21 +208,32 @@ def _rule(output: Output | None, field: str) -> str:
             return ""
 
 
+def _defect(of: LogRecord, decision: Decision) -> Divergence:
+    """The engine itself fails on the event."""
+    return _instead(of, of.event, decision.position, "defect", ABSENT, decision.defect)
+
+
 def _decodable(of: LogRecord, partitions: int) -> Divergence | None:
     """A record that was no event, and is one now."""
     try:
         event = event_in(of, partitions, SINGLE_OBJECT.decode)
     except UndecodableRecord:
         return None
+    name = f"a {type(event).__name__}"
+    return _instead(of, event, getattr(event, "position", ""), "record", "no event", name)
+
+
+def _instead(of: LogRecord, event: AnyEvent | None, position: str, what: str, before: str, after: str) -> Divergence:
+    """Something as a whole that the recording does not say."""
     return Divergence(
         partition=of.partition,
         offset=of.offset,
         session_id=getattr(event, "session_id", ""),
-        position=getattr(event, "position", ""),
+        position=position,
         event=type(event).__name__,
-        what="record",
+        what=what,
         rule="",
         field="all of it",
-        before="no event",
-        after=f"a {type(event).__name__}",
+        before=before,
+        after=after,
     )

@@ -5,6 +5,7 @@ What is read ends where the partition ended when `bounds` was asked.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Sequence
 from typing import TYPE_CHECKING, Final, NamedTuple, Self
@@ -15,6 +16,7 @@ from contextengine.errors import BrokerUnavailable, TopicMismatch
 from contextengine.topics.catalogue import DEAD_MESSAGE_BYTES
 from contextengine.topics.errand import errand
 from contextengine.topics.rulebook import must_exist
+from contextengine.topics.tail import ends_of
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -70,16 +72,11 @@ class LogReader:
         self._consumer.assign(partitions)
         for partition, end in (await self._consumer.end_offsets(partitions)).items():
             self._consumer.seek(partition, end)
-        ends: dict[TopicPartition, int] = {}
-        patience = _Patience(self._settings)
-        while len(ends) < len(partitions):
-            # A fetch says where a partition ends; the embedded broker's ListOffsets answers can be too low.
-            await self._consumer.getmany(timeout_ms=POLL_MS)
-            for partition in partitions:
-                if partition not in ends and (end := self._consumer.highwater(partition)) is not None:
-                    ends[partition] = end
-                    patience.renew()
-            patience.check()
+        try:
+            async with asyncio.timeout(SILENCE_S):
+                ends = await ends_of(partitions, self._consumer)
+        except TimeoutError:
+            raise self._has_fallen_silent() from None
         return {partition: Bounds(starts[partition], ends[partition]) for partition in partitions}
 
     async def offset_at(self, partition: TopicPartition, time_ms: int) -> int | None:
@@ -93,14 +90,20 @@ class LogReader:
             return
         self._consumer.assign([partition])
         self._consumer.seek(partition, bounds.start)
-        patience = _Patience(self._settings)
+        waited_since = time.monotonic()
         while await self._consumer.position(partition) < bounds.end:
-            for record in (await self._consumer.getmany(partition, timeout_ms=POLL_MS)).get(partition, []):
+            records = (await self._consumer.getmany(partition, timeout_ms=POLL_MS)).get(partition, [])
+            for record in records:
                 if record.offset >= bounds.end:
                     return
-                patience.renew()
                 yield record
-            patience.check()
+            if records:
+                waited_since = time.monotonic()
+            elif time.monotonic() > waited_since + SILENCE_S:
+                raise self._has_fallen_silent()
+
+    def _has_fallen_silent(self) -> BrokerUnavailable:
+        return BrokerUnavailable(f"the broker at {self._settings.broker} has stopped answering")
 
     def _new_consumer(self) -> AIOKafkaConsumer:
         return AIOKafkaConsumer(
@@ -110,20 +113,3 @@ class LogReader:
             fetch_max_wait_ms=50,
             max_partition_fetch_bytes=2 * DEAD_MESSAGE_BYTES,
         )
-
-
-class _Patience:
-    """Ends when nothing has come for long."""
-
-    def __init__(self, settings: Settings) -> None:
-        self._broker = settings.broker
-        self.renew()
-
-    def renew(self) -> None:
-        """Something has come."""
-        self._until = time.monotonic() + SILENCE_S
-
-    def check(self) -> None:
-        """Raises BrokerUnavailable when it is over."""
-        if time.monotonic() > self._until:
-            raise BrokerUnavailable(f"the broker at {self._broker} has stopped answering")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from contextengine.errors import UndecodableRecord
-from contextengine.schemas.events import ConversationEvent, SessionStarted
+from contextengine.schemas.events import SessionStarted
 from contextengine.schemas.session import Partition
 
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from contextengine.replay.log import Bounds
     from contextengine.replay.states import States
-    from contextengine.schemas.events import SessionFeedback
+    from contextengine.schemas.events import ConversationEvent, SessionFeedback
     from contextengine.schemas.session import Session
 
 
@@ -42,13 +42,11 @@ class Opening:
     ) -> Opening:
         """The opening of a partition whose changelog is `states`.
 
-        `versions` are those of the rule sets; `rules_hash` is the one that the first explanation there names, if any.
+        `versions` are those of the rule sets; `rules_hash` is in force at the log's start, where no record says it.
         """
         known = states.partition_before
         if known is not None and known.floor + 1 >= log.start:
             return cls(known.floor + 1, copy.copy(known), states, is_known=True)
-        if not rules_hash and states.partition_first is not None:
-            rules_hash = states.partition_first.rules_hash
         partition = Partition(
             number,
             log_id=log_id,
@@ -68,8 +66,7 @@ class Opening:
     def _session(self, event: ConversationEvent | SessionFeedback, key: bytes) -> Session | None:
         if key in self.states.before:
             return self.states.session_before(key)
-        begins = isinstance(event, ConversationEvent) and (isinstance(event, SessionStarted) or event.seq == 0)
-        if self.is_known or begins:
+        if self.is_known or isinstance(event, SessionStarted):
             return None
         first = self.states.session_first(key)
         if first is None:

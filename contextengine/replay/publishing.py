@@ -15,12 +15,11 @@ from typing import TYPE_CHECKING
 
 import msgspec
 from aiokafka import AIOKafkaProducer
-from aiokafka import errors as kafka
 
-from contextengine.errors import BrokerUnavailable, ConfigurationError
+from contextengine.errors import ConfigurationError
 from contextengine.schemas.events import ConversationEvent, SessionStarted
 from contextengine.topics.catalogue import catalogue, partition_for
-from contextengine.topics.errand import NO_ANSWER, errand
+from contextengine.topics.errand import answers, errand
 from contextengine.topics.registry import codec_of
 from contextengine.topics.rulebook import must_exist
 
@@ -73,7 +72,7 @@ async def publish(
     done, began_s = Published(), time.monotonic()
     started = {event.session_id for _, event in events if isinstance(event, SessionStarted)}
     unacknowledged: list[Awaitable[object]] = []
-    try:
+    with answers(settings):
         async with AIOKafkaProducer(**settings.kafka_producer()) as producer:
             for after_ms, event in sorted(events, key=lambda one: one[0]):
                 ahead_s = began_s + after_ms / 1_000 - time.monotonic()
@@ -87,10 +86,6 @@ async def publish(
                 if progress is not None:
                     progress(done)
             await asyncio.gather(*unacknowledged)
-    except NO_ANSWER as silence:
-        raise BrokerUnavailable(f"the broker at {settings.broker} has stopped answering") from silence
-    except kafka.KafkaError as refusal:
-        raise ConfigurationError(f"the broker at {settings.broker} refuses: {refusal}") from refusal
     done.headless = done.sessions - started
     return done
 

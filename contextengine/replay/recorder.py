@@ -17,7 +17,7 @@ from contextengine.replay.evidence import ATTEMPT, CANCELLATION, DECISION, OUTCO
 from contextengine.replay.opening import StateUnknown
 from contextengine.replay.recording import Header, LogRecord, Output, Recording
 from contextengine.replay.source import opened
-from contextengine.schemas.events import PartitionAssigned, RulesChanged
+from contextengine.schemas.events import PARTITION_EVENTS, PartitionAssigned, RulesChanged
 from contextengine.topics.intake import event_in
 from contextengine.topics.trace import TRACE
 
@@ -67,7 +67,7 @@ async def record(
 
 
 def _is_of_a_session(record: LogRecord) -> bool:
-    return record.event is not None and not isinstance(record.event, PartitionAssigned | RulesChanged)
+    return record.event is not None and not isinstance(record.event, PARTITION_EVENTS)
 
 
 class _Recorder:

@@ -2,7 +2,7 @@
 
 It is a file of JSON lines, gzipped when its name ends in `.gz`, for `jq` and `diff` as much as for us:
 
-    header      the engine's version, the log's id, the topic, its range, and the text of every rule set
+    header      the engine's version, the log's id, the topic, its range, and the text of every rule set; how many lines
     partition   the record of a partition just before its first record here
     session     the state of a session just before its first record here; one that begins here has none
     record      an event, with its place in the log, its append time and its trace
@@ -16,6 +16,7 @@ A field that an event has gained since is read as its default, so old recordings
 from __future__ import annotations
 
 import gzip
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -48,11 +49,13 @@ class RecordingInvalid(ConfigurationError):
 class Header(Struct, frozen=True, kw_only=True):
     """What the recording is of.
 
-    `ranges` has, for each partition, the first offset and the one after the last. `rules` are the texts of the rule
-    sets by hash. `incomplete` says of a session why it cannot be replayed.
+    `lines` is how many the file has below this one, None in a file that an older engine wrote. `ranges` has, for each
+    partition, the first offset and the one after the last. `rules` are the texts of the rule sets by hash. `incomplete`
+    says of a session why it cannot be replayed.
     """
 
     recording: int = VERSION
+    lines: int | None = None
     engine: str
     log_id: str
     topic: str
@@ -134,17 +137,28 @@ _encode: Final = msgspec.json.encode
 
 
 def write(recording: Recording, path: Path) -> None:
-    """Write a recording; the same one gives the same bytes."""
-    text = b"".join(line + b"\n" for line in _lines(recording))
-    path.write_bytes(gzip.compress(text, mtime=0) if path.suffix == ".gz" else text)
+    """Write a recording, counting its lines: all of it, or nothing. The same one gives the same bytes."""
+    lines = list(_lines(recording))
+    header = _encode(msgspec.structs.replace(recording.header, lines=len(lines)))
+    text = b"".join(line + b"\n" for line in (header, *lines))
+    data = gzip.compress(text, mtime=0) if path.suffix == ".gz" else text
+    if path.exists() and not path.is_file():  # a pipe, or a device
+        path.write_bytes(data)
+        return
+    beside = path.with_name(f"{path.name}.part")
+    try:
+        beside.write_bytes(data)
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
 
 
 def read(path: Path) -> Recording:
-    """The recording in a file. RecordingInvalid says which line is wrong, and how."""
+    """The recording in a file. RecordingInvalid says which line is wrong, and how, or that some were cut off."""
     try:
         text = path.read_bytes()
         lines = (gzip.decompress(text) if path.suffix == ".gz" else text).splitlines()
-    except (OSError, EOFError) as unreadable:
+    except (OSError, EOFError, zlib.error) as unreadable:
         raise RecordingInvalid(f"{path}: {unreadable}") from unreadable
     if not lines:
         raise RecordingInvalid(f"{path}: the file is empty, expected the header of a recording")
@@ -152,14 +166,19 @@ def read(path: Path) -> Recording:
     if recording.header.recording > VERSION:
         found = recording.header.recording
         raise RecordingInvalid(f"{path}:1: a recording of version {found}; this engine reads up to {VERSION}")
+    count = 0
     for number, line in enumerate(lines[1:], 2):
         if line.strip():
             _add(recording, line, f"{path}:{number}")
+            count += 1
+    expected = recording.header.lines
+    if expected not in (None, count):
+        raise RecordingInvalid(f"{path}: {count} lines below the header, which says {expected}: it is not all there")
     return recording
 
 
 def _lines(recording: Recording) -> Iterator[bytes]:
-    yield _encode(recording.header)
+    """All but the header."""
     for partition in recording.partitions.values():
         yield _encode(_Partition(Raw(dump_state(partition))))
     for session in recording.sessions.values():

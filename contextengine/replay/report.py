@@ -40,9 +40,10 @@ class Finding(Struct, frozen=True, kw_only=True):
 class Report(Struct):
     """What an audit counted and found.
 
-    `events` are those judged again, `unjudged` those that no worker has durably judged yet. `outcomes` and `attempts`
-    are distinct ones; `copies` are what redeliveries have written again, of anything. `unknown` says of sessions why
-    they could not be judged again; `notes` what limits the audit.
+    `events` are those read again, `sessions` those of which some were judged again, `unjudged` the events that no
+    worker has durably judged yet. `outcomes` and `attempts` are distinct ones; `copies` are what redeliveries have
+    written again, of anything. `unknown` says of sessions why they could not be judged again; `notes` what limits the
+    audit.
     """
 
     events: int = 0
@@ -63,6 +64,11 @@ class Report(Struct):
     notes: list[str] = []
 
     @property
+    def has_judged(self) -> bool:
+        """Whether anything was held against what was written."""
+        return bool(self.sessions or self.undecodable)
+
+    @property
     def is_clean(self) -> bool:
-        """Whether nothing was found."""
-        return not self.findings
+        """Whether something was judged, and nothing was found."""
+        return self.has_judged and not self.findings

@@ -3,19 +3,31 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Collection
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from aiokafka import TopicPartition
 
-from contextengine.replay.evidence import Evidence
+from contextengine.errors import UndecodableRecord
+from contextengine.replay.evidence import (
+    ATTEMPT,
+    CANCELLATION,
+    DECISION,
+    LETTER,
+    OUTCOME,
+    RETRY,
+    VERDICT,
+    Evidence,
+)
 from contextengine.replay.log import Bounds, LogReader
 from contextengine.replay.opening import Opening
 from contextengine.replay.states import States
+from contextengine.schemas.events import RulesChanged
 from contextengine.topics import rulebook
 from contextengine.topics.catalogue import catalogue
+from contextengine.topics.intake import event_in
 from contextengine.topics.registry import codec_of
 
 if TYPE_CHECKING:
@@ -79,14 +91,22 @@ class Source:
         events = TopicPartition(self.topics.events.name, part.number)
         return self._reader.read(events, Bounds(part.opening.start, part.end))
 
+    def later_events(self, part: Part) -> AsyncIterator[ConsumerRecord]:
+        """The events behind a part."""
+        events = TopicPartition(self.topics.events.name, part.number)
+        return self._reader.read(events, Bounds(part.end, self._bounds[events].end))
+
     async def read_verdicts(self, part: Part) -> None:
         """Add the verdicts on attempts to a part's evidence."""
-        await part.evidence.read_verdicts(self._records(self.topics.attempts, part.number))
+        attempts = self.topics.attempts
+        shortened = self._shortened(attempts, part.number, VERDICT)
+        await part.evidence.read_verdicts(self._records(attempts, part.number), shortened)
 
-    async def read_letters(self, part: Part) -> bool:
-        """Add the dead letters to a part's evidence; whether their topic still has all that were ever written."""
-        await part.evidence.read_letters(self._records(self.topics.dead, part.number), self.topics.events.name)
-        return self._bounds[TopicPartition(self.topics.dead.name, part.number)].start == 0
+    async def read_letters(self, part: Part) -> None:
+        """Add the dead letters to a part's evidence."""
+        topics = self.topics
+        shortened = self._shortened(topics.dead, part.number, LETTER)
+        await part.evidence.read_letters(self._records(topics.dead, part.number), topics.events.name, shortened)
 
     async def _part(self, number: int, span: Span) -> Part:
         topics = self.topics
@@ -96,12 +116,35 @@ class Source:
         states = States(asked.start)
         await states.read(self._records(topics.sessions_changelog, number))
         evidence = Evidence(self.codec.decode, span.session_id)
-        for topic in (topics.injections, topics.retry_1s, topics.results, topics.decisions):
-            await evidence.read_outputs(self._records(topic, number))
-        rules_hash = evidence.rules_hash_at(log.start)
+        for topic, *kinds in (
+            (topics.injections, ATTEMPT, CANCELLATION),
+            (topics.retry_1s, RETRY),
+            (topics.results, OUTCOME),
+            (topics.decisions, DECISION),
+        ):
+            await evidence.read_outputs(self._records(topic, number), self._shortened(topic, number, *kinds))
+        rules_hash = await self._rules_at(log.start, events, evidence.rules_told() + states.rules_told())
         opening = Opening.of(number, log, states, log_id=self.log_id, versions=self._versions, rules_hash=rules_hash)
-        end = max(opening.start, min(asked.end, states.floor + 1))
+        end = opening.start if asked.start >= asked.end else max(opening.start, min(asked.end, states.floor + 1))
         return Part(number, opening, end, max(0, asked.end - max(end, asked.start)), evidence)
+
+    async def _rules_at(self, start: int, events: TopicPartition, told: list[tuple[int, str]]) -> str:
+        """The rule set in force at `start`, by what is told of other offsets; "" when nothing is.
+
+        The next one that is told counts, unless a RulesChanged comes before it: then the last one before `start`.
+        """
+        before = max((one for one in told if one[0] < start), default=None)
+        at, rules_hash = min((one for one in told if one[0] >= start), default=before or (start, ""))
+        if before is not None and before[1] != rules_hash:
+            async for record in self._reader.read(events, Bounds(start, at)):
+                with suppress(UndecodableRecord):
+                    if isinstance(event_in(record, self.partitions, self.codec.decode), RulesChanged):
+                        return before[1]
+        return rules_hash
+
+    def _shortened(self, topic: Topic, number: int, *kinds: str) -> Collection[str]:
+        """The kinds of records that are on a topic, if it has lost its start."""
+        return kinds if self._bounds[TopicPartition(topic.name, number)].start else ()
 
     def _records(self, topic: Topic, number: int) -> AsyncIterator[ConsumerRecord]:
         partition = TopicPartition(topic.name, number)

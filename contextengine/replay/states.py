@@ -13,17 +13,28 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 
+import msgspec
+
 from contextengine.errors import UndecodableRecord
-from contextengine.schemas.session import Partition, Session, load_state
-from contextengine.topics.tail import STATE_VERSION
+from contextengine.schemas.session import (
+    RESERVED,
+    STATE_HEADER,
+    STATE_VERSION,
+    TOMBSTONE_HEADER,
+    Partition,
+    Session,
+    load_state,
+)
 
 if TYPE_CHECKING:
     from aiokafka import ConsumerRecord
 
-VERSION_HEADER: Final = "cx-version"
-"""Where a tombstone has its version, as `tables.live` writes it; not imported from there, because that loads Faust."""
-RESERVED: Final = b"\x00"
-"""What the key of a partition's own record begins with, and no session's."""
+
+class _Shape(msgspec.Struct):
+    version: int = STATE_VERSION
+
+
+_shape: Final = msgspec.json.Decoder(_Shape).decode
 
 
 class Version(NamedTuple):
@@ -45,6 +56,8 @@ class States:
     partition_before: Partition | None = None
     partition_first: Partition | None = None
     partition_newest: Partition | None = None
+    oldest_shape: int = STATE_VERSION
+    """The least `version` that the partition's records have."""
     strange: list[tuple[str, int, str]] = field(default_factory=list)
     """Records that are no states, by topic and offset."""
 
@@ -55,7 +68,9 @@ class States:
                 if not (record.key or b"").startswith(RESERVED):
                     self._add(record.key, _version(record))
                 elif record.value is not None:
-                    self._add_partition(cast("Partition", load_state(record.value[STATE_VERSION.size :])))
+                    body = record.value[STATE_HEADER.size :]
+                    self._add_partition(cast("Partition", load_state(body)))
+                    self.oldest_shape = min(self.oldest_shape, _shape(body).version)
             except (UndecodableRecord, struct.error) as error:
                 self.strange.append((record.topic, record.offset, str(error)))
 
@@ -63,6 +78,11 @@ class States:
     def floor(self) -> int:
         """Up to which offset everything has been judged, and is durable; -1 before anything has."""
         return self.partition_newest.floor if self.partition_newest is not None else -1
+
+    def rules_told(self) -> list[tuple[int, str]]:
+        """Which rule set was in force at which offset, as the partition's records say."""
+        records = (self.partition_before, self.partition_first)
+        return [(record.floor + 1, record.rules_hash) for record in records if record is not None]
 
     def session_before(self, key: bytes) -> Session | None:
         """The state of a session just before the range, None when there was none or nobody knows.
@@ -104,10 +124,10 @@ def _session(version: Version | None) -> Session | None:
 
 def _version(record: ConsumerRecord) -> Version:
     if record.value is not None:
-        offset, generation = STATE_VERSION.unpack_from(record.value)
-        return Version(offset, generation, record.value[STATE_VERSION.size :])
-    told: Any = next((value for name, value in record.headers if name == VERSION_HEADER), None)
+        offset, generation = STATE_HEADER.unpack_from(record.value)
+        return Version(offset, generation, record.value[STATE_HEADER.size :])
+    told: Any = next((value for name, value in record.headers if name == TOMBSTONE_HEADER), None)
     if told is None:  # by somebody else's hand: it is meant, so it counts
         return Version(2**63 - 1, 0, None)
-    offset, generation = STATE_VERSION.unpack(told)
+    offset, generation = STATE_HEADER.unpack(told)
     return Version(offset, generation, None)

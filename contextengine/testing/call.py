@@ -21,13 +21,13 @@ from contextengine.engine.partition import follow
 from contextengine.engine.rules import RuleSet
 from contextengine.schemas.decision import DecisionMade, Suppression
 from contextengine.schemas.events import (
+    PARTITION_EVENTS,
     USER,
     AnyEvent,
     AttemptReported,
     ConversationEvent,
     GenerationStarted,
     MessageCompleted,
-    PartitionAssigned,
     PlaybackEnded,
     PlaybackStarted,
     ResponseCompleted,
@@ -248,7 +248,7 @@ class Call:
         return call
 
     def _judge(self, record: AnyEvent) -> Decision:
-        if isinstance(record, PartitionAssigned | RulesChanged):
+        if isinstance(record, PARTITION_EVENTS):
             follow(self._partition, record)
             return Decision(type(record).__name__, "")
         if self.forgotten:

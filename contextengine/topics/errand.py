@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
@@ -13,7 +13,7 @@ from aiokafka.admin import AIOKafkaAdminClient
 from contextengine.errors import BrokerUnavailable, ConfigurationError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Iterator
 
     from contextengine.settings import Settings
 
@@ -35,6 +35,20 @@ NO_ANSWER: Final = (
 Client = TypeVar("Client", AIOKafkaAdminClient, AIOKafkaConsumer, AIOKafkaProducer)
 
 
+@contextmanager
+def answers(settings: Settings) -> Iterator[None]:
+    """Within the block BrokerUnavailable says that no broker answers, ConfigurationError what it refuses."""
+    try:
+        yield
+    except NO_ANSWER as silence:
+        raise BrokerUnavailable(
+            f"no broker at {settings.broker} answers, or it does not accept us (the log says which): "
+            f"start it, or correct the settings broker and security (now {settings.security})"
+        ) from silence
+    except kafka.KafkaError as refusal:
+        raise ConfigurationError(f"the broker at {settings.broker} refuses: {refusal}") from refusal
+
+
 @asynccontextmanager
 async def errand(client: Client, settings: Settings) -> AsyncIterator[Client]:
     """The client, started, for the length of the block, which must be short.
@@ -43,16 +57,10 @@ async def errand(client: Client, settings: Settings) -> AsyncIterator[Client]:
     broker refuses.
     """
     try:
-        async with asyncio.timeout(ERRAND_MS / 1000):
-            async with asyncio.timeout(ANSWER_MS / 1000):
-                await client.start()
-            yield client
-    except NO_ANSWER as silence:
-        raise BrokerUnavailable(
-            f"no broker at {settings.broker} answers, or it does not accept us (the log says which): "
-            f"start it, or correct the settings broker and security (now {settings.security})"
-        ) from silence
-    except kafka.KafkaError as refusal:
-        raise ConfigurationError(f"the broker at {settings.broker} refuses: {refusal}") from refusal
+        with answers(settings):
+            async with asyncio.timeout(ERRAND_MS / 1000):
+                async with asyncio.timeout(ANSWER_MS / 1000):
+                    await client.start()
+                yield client
     finally:
         await (client.close() if isinstance(client, AIOKafkaAdminClient) else client.stop())

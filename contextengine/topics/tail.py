@@ -17,6 +17,7 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 
 from contextengine.errors import ConfigurationError, UndecodableRecord
 from contextengine.schemas.codec import MARKER, REGISTRY_MARKER, SINGLE_OBJECT, Codec
+from contextengine.schemas.session import STATE_HEADER
 from contextengine.topics.catalogue import DEAD_MESSAGE_BYTES, catalogue
 from contextengine.topics.errand import errand
 from contextengine.topics.registry import codec_of
@@ -32,8 +33,6 @@ if TYPE_CHECKING:
 
 POLL_MS: Final = 100
 FETCH_WAIT_MS: Final = 50
-STATE_VERSION: Final = struct.Struct(">qi")
-"""What a state begins with, as `tables.live` writes it; not imported from there, because that loads Faust."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +65,8 @@ class Seen:
             return type(record).__name__, msgspec.to_builtins(record)
         try:
             if is_state:
-                offset, generation = STATE_VERSION.unpack_from(self.value)
-                state = json.loads(self.value[STATE_VERSION.size :])
+                offset, generation = STATE_HEADER.unpack_from(self.value)
+                state = json.loads(self.value[STATE_HEADER.size :])
                 return "state", {"applied": offset, "generation": generation, **state}
             return "text", self.value.decode()
         except (ValueError, struct.error):  # bytes that are no UTF-8, no JSON, or too few
@@ -147,15 +146,7 @@ async def _consumer(
             count = len((await asking._client.fetch_all_metadata()).partitions_for_topic(topic) or ())  # noqa: SLF001
             partitions += [TopicPartition(topic, number) for number in range(count)]
         asking.assign(partitions)
-        ends: dict[TopicPartition, int] = {}
-        while len(ends) < len(partitions):
-            # A fetch says where a partition ends; the embedded broker's ListOffsets answers can be too low.
-            await asking.getmany(timeout_ms=POLL_MS)
-            ends |= {
-                partition: end
-                for partition in partitions
-                if partition not in ends and (end := asking.highwater(partition)) is not None
-            }
+        ends = await ends_of(partitions, asking)
     following = consumer()
     await following.start()
     try:
@@ -163,6 +154,22 @@ async def _consumer(
         yield following, ends
     finally:
         await following.stop()
+
+
+async def ends_of(partitions: Sequence[TopicPartition], consumer: AIOKafkaConsumer) -> dict[TopicPartition, int]:
+    """Where the partitions end that are assigned to a consumer; it has read something of them then.
+
+    A fetch says so: the embedded broker's ListOffsets answers can be too low.
+    """
+    ends: dict[TopicPartition, int] = {}
+    while len(ends) < len(partitions):
+        await consumer.getmany(timeout_ms=POLL_MS)
+        ends |= {
+            partition: end
+            for partition in partitions
+            if partition not in ends and (end := consumer.highwater(partition)) is not None
+        }
+    return ends
 
 
 def _seen(record: ConsumerRecord, codec: Codec) -> Seen:

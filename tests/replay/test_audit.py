@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import msgspec
 import pytest
+from aiokafka import TopicPartition
 from broker_log import until, write
 from held_calls import ENDED, GOES_ON, WORDS, event_of, installation
 
@@ -19,9 +20,8 @@ from contextengine.replay.span import Edge, Span
 from contextengine.schemas.codec import decode, encode
 from contextengine.schemas.events import MessageCompleted, SessionStarted
 from contextengine.schemas.injection import AttemptVerdict, InjectionAttempt, InjectionResult, RetryRequested
-from contextengine.schemas.session import dump_state, load_state
-from contextengine.topics.catalogue import catalogue
-from contextengine.topics.tail import STATE_VERSION
+from contextengine.schemas.session import STATE_HEADER, dump_state, load_state
+from contextengine.topics.catalogue import catalogue, partition_for
 
 pytestmark = pytest.mark.broker
 
@@ -170,9 +170,9 @@ async def test_a_copy_is_no_finding_and_is_counted(held, tampered):
 async def test_a_state_that_is_not_the_replayed_one_is_named_with_its_first_field(held, tampered):
     def changed(record):
         if record.key == b"ada":
-            state = load_state(record.value[STATE_VERSION.size :])
+            state = load_state(record.value[STATE_HEADER.size :])
             state.messages += 1
-            return [replace(record, value=record.value[: STATE_VERSION.size] + dump_state(state))]
+            return [replace(record, value=record.value[: STATE_HEADER.size] + dump_state(state))]
         return [record]
 
     tampered(catalogue(held).sessions_changelog, changed)
@@ -241,13 +241,17 @@ async def test_a_log_whose_start_is_gone_is_audited_with_what_compaction_has_lef
 
 
 async def test_a_session_whose_state_nobody_knows_is_named_and_not_judged(held, monkeypatch, tampered):
+    events, number = catalogue(held).events, partition_for(b"ada", held.partitions)
+    async with LogReader(held, [events]) as reader:
+        partition = TopicPartition(events.name, number)
+        whole = (await reader.bounds(events))[partition]
+        begins = min([record.offset async for record in reader.read(partition, whole) if record.key == b"ada"])
     tampered(catalogue(held).sessions_changelog, lambda record: [] if record.key == b"ada" else [record])
     bounds = LogReader.bounds
 
     async def shortened(self, *wanted):
         found = await bounds(self, *wanted)
-        events = catalogue(held).events.name
-        return {tp: of._replace(start=min(20, of.end)) if tp.topic == events else of for tp, of in found.items()}
+        return {tp: of._replace(start=begins + 1) if tp == partition else of for tp, of in found.items()}
 
     monkeypatch.setattr(LogReader, "bounds", shortened)
     report = await audit(held, Span(session_id="ada"))

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import json
+
 import msgspec
 import pytest
 from held_calls import ENDED, GOES_ON
 from recorded import call_under, recorded
+from typer.testing import CliRunner
 
 from contextengine import __version__
-from contextengine.errors import ConfigurationError
+from contextengine.cli import app
+from contextengine.engine import decide
+from contextengine.errors import ConfigurationError, EngineDefect
 from contextengine.replay.exact import accepted, cautions, replay
 from contextengine.replay.recorder import record
-from contextengine.replay.recording import LogRecord, sessions_of
+from contextengine.replay.recording import LogRecord, sessions_of, write
 from contextengine.replay.span import Edge, Span
 from contextengine.schemas.codec import encode
-from contextengine.schemas.events import MessageCompleted, PartitionAssigned
+from contextengine.schemas.events import MessageCompleted, PartitionAssigned, TurnEnded
 from contextengine.schemas.injection import InjectionAttempt, InjectionResult
 
 RULES = """
@@ -111,6 +116,43 @@ def test_what_followed_otherwise_is_named_with_both(recording, wanted, change, w
     assert (divergence.offset, divergence.what, divergence.rule, divergence.field) == (at, what, rule, field)
     assert before in (None, divergence.before)
     assert after in (None, divergence.after)
+
+
+@pytest.fixture
+def broken(monkeypatch, recording):  # noqa: ARG001  which is made before
+    """An engine that fails on the end of a turn, of which nothing follows otherwise."""
+    arm = decide._arm
+
+    def fail(session, event, *rest):
+        arm(session, event, *rest)
+        if isinstance(event, TurnEnded):
+            raise RuntimeError("the engine is broken")  # noqa: TRY004
+
+    monkeypatch.setattr(decide, "_arm", fail)
+
+
+@pytest.mark.usefixtures("broken")
+def test_an_event_that_the_engine_fails_on_is_a_divergence_whatever_followed(recording):
+    at = next(at for at, of in enumerate(recording.records) if isinstance(of.event, TurnEnded))
+    assert recording.records[at].outputs == ()
+    divergence = replay(recording).divergence
+    assert (divergence.offset, divergence.what, divergence.before) == (at, "defect", "nothing")
+    assert (divergence.position, divergence.after) == ("voice/0/3", "RuntimeError: the engine is broken")
+    with pytest.raises(EngineDefect, match="the engine is broken"):
+        accepted(recording)
+
+
+@pytest.mark.usefixtures("broken")
+def test_a_file_that_the_engine_fails_on_is_not_accepted_and_the_command_leaves_1(recording, tmp_path):
+    file = tmp_path / "call.jsonl"
+    write(recording, file)
+    before = file.read_bytes()
+    run = CliRunner().invoke(app, ["replay", str(tmp_path), "--accept", "--json"])
+    assert run.exit_code == 1
+    told = json.loads(run.stdout)
+    assert (told["files"], told["rewritten"], list(told["defects"])) == (1, [], [str(file)])
+    assert "not rewritten: session call, TurnEnded voice/0/3" in run.stderr
+    assert file.read_bytes() == before
 
 
 def test_it_stops_at_the_first_divergence(recording):

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
+from functools import partial
 from pathlib import Path
 
+import msgspec
 import pytest
 from recorded import call_under, recorded
+from typer.testing import CliRunner
 
+from contextengine.cli import app
 from contextengine.errors import ConfigurationError
 from contextengine.replay.exact import accepted
 from contextengine.replay.recording import LogRecord, files_in, read, sessions_of, write
@@ -34,8 +39,14 @@ def recording():
 def test_a_recording_is_read_as_it_was_written_and_written_as_it_was_read(recording, tmp_path, name):
     file, again = tmp_path / name, tmp_path / f"again-{name}"
     write(recording, file)
-    assert read(file) == recording
-    write(read(file), again)
+    found = read(file)
+    assert (found.partitions, found.sessions, found.records) == (
+        recording.partitions,
+        recording.sessions,
+        recording.records,
+    )
+    assert msgspec.structs.replace(found.header, lines=None) == recording.header
+    write(found, again)
     assert again.read_bytes() == file.read_bytes()
 
 
@@ -77,6 +88,59 @@ def test_a_file_that_is_no_recording_is_refused_with_the_line_and_what_was_expec
     with pytest.raises(ConfigurationError) as refused:
         read(file)
     assert told in str(refused.value)
+
+
+def test_a_file_of_which_lines_were_cut_off_or_doubled_is_refused_and_one_that_counts_none_is_read(recording, tmp_path):
+    file = tmp_path / "call.jsonl"
+    write(recording, file)
+    header, *lines = file.read_text().splitlines(keepends=True)
+    told = f"the header, which says {len(lines)}"
+    for kept in (lines[:-1], lines[:1], [], lines[1:], [*lines, lines[-1]]):
+        file.write_text(header + "".join(kept))
+        with pytest.raises(ConfigurationError, match=told):
+            read(file)
+    file.write_text(header.replace(f'"lines":{len(lines)},', "") + "".join(lines[:-1]))
+    assert len(read(file).records) == len(recording.records) - 1
+
+
+def test_a_compressed_file_that_was_damaged_is_refused(recording, tmp_path):
+    file = tmp_path / "call.jsonl.gz"
+    write(recording, file)
+    data = bytearray(file.read_bytes())
+    for damaged in (data[: len(data) // 2], data[:40] + b"\xff" * 40 + data[80:], b"no gzip"):
+        file.write_bytes(damaged)
+        with pytest.raises(ConfigurationError, match=file.stem):
+            read(file)
+
+
+def test_a_recording_is_written_whole_or_not_at_all(recording, tmp_path, monkeypatch):
+    file = tmp_path / "call.jsonl"
+    write(recording, file)
+    before = file.read_bytes()
+    write_bytes = Path.write_bytes
+
+    def fail_half_way(path, data):
+        write_bytes(path, data[: len(data) // 2])
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", fail_half_way)
+    with pytest.raises(OSError, match="no space left"):
+        write(recording, file)
+    assert (file.read_bytes(), list(tmp_path.iterdir())) == (before, [file])
+
+
+def test_accepting_a_recording_that_counts_no_lines_has_it_count_them_and_changes_nothing_else(recording, tmp_path):
+    file = tmp_path / "call.jsonl"
+    recording.records.pop()  # bytes that are no event
+    write(recording, file)
+    whole = file.read_text()
+    header, _, rest = whole.partition("\n")
+    file.write_text(re.sub('"lines":[0-9]+,', "", header) + "\n" + rest)
+    run = partial(CliRunner().invoke, app, ["replay", str(file), "--accept"])
+    assert run().stdout.endswith("1 of 1 recordings rewritten\n")
+    assert file.read_text().partition("\n")[2] == rest
+    assert len(read(file).records) == len(recording.records)
+    assert run().stdout.endswith("0 of 1 recordings rewritten\n")
 
 
 def test_a_folder_has_its_recordings_and_one_without_any_is_refused(recording, tmp_path):

@@ -11,11 +11,11 @@ from aiokafka import AIOKafkaProducer
 from contextengine.errors import BrokerUnavailable, ConfigurationError
 from contextengine.schemas.codec import encode
 from contextengine.schemas.events import MessageCompleted
+from contextengine.schemas.session import STATE_HEADER
 from contextengine.settings import load
-from contextengine.tables.live import VERSION
 from contextengine.topics import admin, rulebook
 from contextengine.topics.catalogue import catalogue
-from contextengine.topics.tail import STATE_VERSION, Seen, follow, topic_named
+from contextengine.topics.tail import Seen, follow, topic_named
 
 
 def said(text: str) -> MessageCompleted:
@@ -51,8 +51,7 @@ def test_a_record_that_cannot_be_decoded_is_told_with_the_reason_and_its_bytes()
 
 
 def test_a_state_is_told_with_the_version_that_the_table_puts_before_it():
-    assert (STATE_VERSION.format, STATE_VERSION.size) == (VERSION.format, VERSION.size)
-    told = seen(VERSION.pack(7, 2) + b'{"session_id": "s"}', "t-worker-sessions-changelog").told()
+    told = seen(STATE_HEADER.pack(7, 2) + b'{"session_id": "s"}', "t-worker-sessions-changelog").told()
     assert told == ("state", {"applied": 7, "generation": 2, "session_id": "s"})
 
 
