@@ -17,6 +17,7 @@ from urllib.request import urlopen
 
 import msgspec
 import pytest
+from an_attempt import an_attempt
 from typer.testing import CliRunner
 
 from contextengine import __version__
@@ -26,9 +27,8 @@ from contextengine.cli import app
 from contextengine.cli.tail import line
 from contextengine.demo.run import RULES
 from contextengine.schemas.codec import encode
-from contextengine.schemas.context import Context, ContextMetadata
 from contextengine.schemas.decision import Acceptance, DecisionMade, Firing, Suppression
-from contextengine.schemas.injection import Destination, FailurePolicy, Injection, InjectionAttempt, Verdict
+from contextengine.schemas.injection import Verdict
 from contextengine.settings import Settings
 from contextengine.topics.tail import Seen
 
@@ -55,18 +55,6 @@ COMMANDS = [
     "deadletters purge",
 ]
 NO_BROKER = "127.0.0.1:1"
-CALL = Destination(provider="openai_realtime", model="m", route="attach", call_id="c")
-INJECTION = Injection(
-    injection_id="i1",
-    session_id="s1",
-    rule="r",
-    position="v/1/7",
-    trigger_ms=1,
-    deadline_ms=2,
-    timeout_ms=3,
-    context=Context(ContextMetadata(source="r", key="k", created_ms=1, ttl_ms=1), {"a": "b"}),
-    policy=FailurePolicy(),
-)
 
 
 def environ(**settings: object) -> dict[str, str]:
@@ -350,7 +338,7 @@ async def test_a_simulated_provider_has_every_call_and_shows_what_is_put_into_it
         await process.stdout.readline()
         exported = (await asyncio.wait_for(process.stdout.readline(), 30)).decode()
         adapter = OpenAIRealtime("simulated", re.search(r"BASE_URL=(\S+)", exported)[1])
-        attempt = InjectionAttempt(session_id="s1", attempt=1, destination=CALL, injection=INJECTION)
+        attempt = an_attempt(provider="openai_realtime")
         verdict = await adapter.send(attempt, adapter.render(attempt), 10.0)
         assert verdict.verdict is Verdict.DELIVERED
         shown = b"".join([await asyncio.wait_for(process.stdout.readline(), 10) for _ in range(4)]).decode()

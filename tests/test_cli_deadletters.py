@@ -9,39 +9,26 @@ import re
 import uuid
 
 import pytest
+from an_attempt import an_attempt
 from broker_log import read_raw, write
 from test_cli import contextengine, on
 from typer.testing import CliRunner
 
 from contextengine.cli import app, deadletters
-from contextengine.delivery.dead_letter import Failures, Origin, Stage, forms, headers
+from contextengine.delivery.dead_letter import Failures, Origin, forms, headers
 from contextengine.schemas.codec import encode
-from contextengine.schemas.context import Context, ContextMetadata
+from contextengine.schemas.dead_letter import Stage
 from contextengine.schemas.events import MessageCompleted
-from contextengine.schemas.injection import Destination, FailurePolicy, Injection, InjectionAttempt
-from contextengine.topics import admin
+from contextengine.schemas.injection import FailurePolicy
+from contextengine.topics import admin, dead_letters
+from contextengine.topics import redrive as redriving
 from contextengine.topics.catalogue import catalogue
 from contextengine.topics.redrive import Redriver
 
 SEND = Redriver._send
 SAID = MessageCompleted(session_id="s2", producer="v", incarnation=1, seq=4, at_ms=1, speaker="user", text="hello")
 LONG = "the session's provider answered with something that is rather long to be told on one line of a terminal " * 3
-ATTEMPT = InjectionAttempt(
-    session_id="s1",
-    attempt=3,
-    destination=Destination(provider="openai_realtime", model="m", route="attach", call_id="c"),
-    injection=Injection(
-        injection_id="i1",
-        session_id="s1",
-        rule="hotel-policy",
-        position="voice/1/1",
-        trigger_ms=1,
-        deadline_ms=2,
-        timeout_ms=5_000,
-        context=Context(ContextMetadata(source="r", key="k", created_ms=1, ttl_ms=60_000), {"a": "b"}),
-        policy=FailurePolicy(max_attempts=3),
-    ),
-)
+ATTEMPT = an_attempt(attempt=3, provider="openai_realtime", rule="hotel-policy", policy=FailurePolicy(max_attempts=3))
 
 
 async def bury(settings):
@@ -153,7 +140,7 @@ def test_a_redrive_sends_back_what_can_be_and_leaves_alone_what_was_before(run, 
     assert (sent.exit_code, sent.stdout) == (1, "sent back 3 letters\n")  # 1: the defect was refused
     assert re.search(r"redriven 1x, last .* by \S+@\S+: not buried again", run("list").stdout)
     again = run("redrive", "--stage", "decode", "--yes", "--json")
-    assert json.loads(again.stdout) == {"redriven": 0, "refused": {}, "stopped": False}
+    assert json.loads(again.stdout) == {"redriven": 0, "refused": {}, "gone": 0, "stopped": False}
     assert "2 letters redriven before: left alone without --again" in again.stderr
     assert run("redrive", "0:1", "--again").stdout == "sent back 1 letter\n"
     assert len(asyncio.run(read_raw(buried, catalogue(buried).events))) == 4
@@ -169,6 +156,20 @@ def test_ctrl_c_stops_a_redrive_between_two_letters_and_it_goes_on_when_it_is_re
     stopping.clear()
     monkeypatch.undo()
     assert "sent back 2 letters" in contextengine("deadletters", "redrive", "--all", "--yes", **on(buried)).stdout
+
+
+def test_letters_that_went_meanwhile_are_told_and_are_a_problem(run, monkeypatch):
+    async def find_none(*_):
+        return
+        yield
+
+    for module in (dead_letters, redriving):
+        monkeypatch.setattr(module, "contents", find_none)
+    sent = run("redrive", "0:0", "0:1", "--yes")
+    assert (sent.exit_code, sent.stdout) == (1, "sent back 0 letters; 2 were gone\n")
+    shown = run("show", "0:0")
+    assert (shown.exit_code, shown.stderr) == (1, "no such dead letter: 0:0\n")
+    assert run("export", "0:0").stderr == "exported 0 letters\n"
 
 
 async def send_and(then, *told):

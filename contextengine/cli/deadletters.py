@@ -8,7 +8,7 @@ import json
 import os
 import socket
 import sys
-from contextlib import aclosing
+from contextlib import aclosing, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
@@ -196,9 +196,10 @@ def redrive(
 ) -> None:
     """Send dead letters back, once whatever was wrong is mended.
 
-    Bytes that could not be decoded go back to where they were read. A dead injection comes back as a new one, if its
-    session goes on. What was redriven before is left alone, so a redrive that was stopped goes on when it is repeated.
-    Exit code 1 if any letter was refused.
+    Bytes that could not be decoded go back to where they were read; an event among them is dropped there as a duplicate
+    when its producer has gone on by more than 64. A dead injection comes back as a new one, if its session goes on.
+    What was redriven before is left alone, so a redrive that was stopped goes on when it is repeated. Exit code 1 if
+    any letter was refused, or is gone.
     """
     from contextengine.engine.candidate import redriven_id  # noqa: PLC0415  help needs none
     from contextengine.topics.dead_letters import survey  # noqa: PLC0415
@@ -223,15 +224,12 @@ def redrive(
     done = asyncio.run(_redrive(redriver, letters, fit))
     if as_json:
         refused = {str(place): why for place, why in done.refused.items()}
-        write_json({"redriven": done.sent, "refused": refused, "stopped": done.stopped})
+        write_json({"redriven": done.sent, "refused": refused, "gone": done.gone, "stopped": done.stopped})
     else:
-        for place, why in done.refused.items():
-            typer.secho(f"{place} is not sent back: {why}", fg="red", err=True)
-        rest = f"; stopped before the other {fit - done.sent}, repeat the command to go on" if done.stopped else ""
-        typer.echo(f"sent back {_letters(done.sent)}{rest}")
+        _show_done(done, len(letters))
     if done.stopped:
         raise typer.Exit(INTERRUPTED)
-    if done.refused:
+    if done.refused or done.gone:
         raise typer.Exit(FOUND_PROBLEMS)
 
 
@@ -264,12 +262,9 @@ def export(
     selection = _selection(places, stage, error_class, provider, session, rule, since, until)
     letters = asyncio.run(survey(settings, selection))
     _must_be_there(selection, letters)
-    if output is None:
-        asyncio.run(_export(settings, letters, sys.stdout))
-    else:
-        with output.open("w", encoding="utf-8") as file:
-            asyncio.run(_export(settings, letters, file))
-    typer.echo(f"exported {_letters(len(letters))}", err=True)
+    with nullcontext(sys.stdout) if output is None else output.open("w", encoding="utf-8") as file:
+        exported = asyncio.run(_export(settings, letters, file))
+    typer.echo(f"exported {_letters(exported)}", err=True)
 
 
 @app.command(epilog=examples("contextengine deadletters purge --before 7d --dry-run"))
@@ -314,10 +309,10 @@ async def _one(settings: Settings, place: str) -> tuple[DeadLetter, ConsumerReco
     from contextengine.topics.dead_letters import contents, survey  # noqa: PLC0415  help needs none
 
     selection = _selection([place])
-    letters = await survey(settings, selection)
-    _must_be_there(selection, letters)
-    async with aclosing(contents(settings, letters)) as lying:
-        return await anext(lying)
+    async with aclosing(contents(settings, await survey(settings, selection))) as lying:
+        found = [each async for each in lying]
+    _must_be_there(selection, [letter for letter, _ in found])
+    return found[0]
 
 
 async def _redrive(redriver: Redriver, letters: Sequence[DeadLetter], fit: int) -> Redriven:
@@ -326,9 +321,11 @@ async def _redrive(redriver: Redriver, letters: Sequence[DeadLetter], fit: int) 
         return await redriver.redrive(letters, stop, lambda done: bar.update(done - bar.pos))
 
 
-async def _export(settings: Settings, letters: Sequence[DeadLetter], file: Any) -> None:
+async def _export(settings: Settings, letters: Sequence[DeadLetter], file: Any) -> int:
+    """Write the letters that are still there, and say how many are."""
     from contextengine.topics.dead_letters import contents  # noqa: PLC0415  help needs none
 
+    count = 0
     async with aclosing(contents(settings, letters)) as lying:
         async for letter, record in lying:
             line = {
@@ -338,6 +335,19 @@ async def _export(settings: Settings, letters: Sequence[DeadLetter], file: Any) 
                 "value": letter_view.as_base64(record.value),
             }
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
+            count += 1
+    return count
+
+
+def _show_done(done: Redriven, count: int) -> None:
+    for place, why in done.refused.items():
+        typer.secho(f"{place} is not sent back: {why}", fg="red", err=True)
+    told = f"sent back {_letters(done.sent)}"
+    if done.gone:
+        told += f"; {done.gone} were gone"
+    if done.stopped:
+        told += f"; stopped before the other {count - done.sent - len(done.refused)}, repeat the command to go on"
+    typer.echo(told)
 
 
 def _show_plan(redriver: Redriver, letters: Sequence[DeadLetter], *, as_json: bool) -> None:
@@ -363,7 +373,7 @@ def _selection(
     since: str | None = None,
     until: str | None = None,
 ) -> Selection:
-    from contextengine.delivery.dead_letter import Stage  # noqa: PLC0415  help needs none
+    from contextengine.schemas.dead_letter import Stage  # noqa: PLC0415  help needs none
     from contextengine.topics.dead_letters import Place, Selection  # noqa: PLC0415
 
     if stage is not None and stage not in list(Stage):

@@ -27,7 +27,7 @@ def decoded(settings: Settings, letter: DeadLetter, record: ConsumerRecord) -> t
     from contextengine.topics.tail import Seen  # noqa: PLC0415
 
     try:
-        value = unpacked(letter, record)
+        value = unpacked(record.value, letter.told.get("encoding"))
     except UndecodableRecord as undecodable:
         return f"packed ({undecodable})", None, record.value or b""
     seen = Seen(letter.told["topic"], *letter.place, letter.buried_ms, letter.session_id, {}, value, codec_of(settings))

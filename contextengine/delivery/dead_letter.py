@@ -27,15 +27,15 @@ from __future__ import annotations
 import gzip
 import hashlib
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import TYPE_CHECKING, Final
+
+from contextengine.schemas.dead_letter import PREFIX, Stage
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from contextengine.schemas.injection import Injection
 
-PREFIX: Final = "cx-"
 REDRIVES: Final = "cx-redrives"
 LETTER: Final = "cx-letter"
 LETTER_BYTES: Final = 32
@@ -44,15 +44,6 @@ CUT_BYTES: Final = 256 * 1_024
 COUNT_DIGITS: Final = 10
 CARRIED_BYTES: Final = 8 * 1_024
 """How much of the record's own headers (the names and values of others, `traceparent`) goes along."""
-
-
-class Stage(StrEnum):
-    """What could not be done with a record."""
-
-    DECODE = "decode"
-    DECIDE = "decide"
-    RENDER = "render"
-    DELIVER = "deliver"
 
 
 @dataclass(frozen=True, slots=True)

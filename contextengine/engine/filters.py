@@ -7,7 +7,8 @@ The filters are asked in this order, and the first that refuses says why:
     size         more than 32 KiB of text
     slot         the same event has put a context of higher priority into the slot
     duplicate    the slot holds the same content, in the model's context (within the cool-down) or on its way
-    buffer       the session's injections that have not ended are too many (critical ones excepted), or too large
+    buffer       the session's injections that have not ended are too many (critical ones excepted), or its state would
+                 be too large
     shadow       the rule is on trial: it would have injected
 """
 
@@ -16,17 +17,21 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Final, TypeAlias
 
+import msgspec
+
 from contextengine.engine import clock
 from contextengine.engine.candidate import Candidate, content_hash
 from contextengine.schemas.context import Criticality
 from contextengine.schemas.decision import Suppression
 from contextengine.schemas.events import ATTACH, HAND_OFF
-from contextengine.schemas.session import Session
+from contextengine.schemas.session import HeldInjection, Session
 
 INJECTION_BYTES: Final = 32 * 1024
 BUFFERED: Final = 64
-BUFFERED_BYTES: Final = 384 * 1024
-"""What a session's state can hold and still be written in one record."""
+BUFFERED_BYTES: Final = 512 * 1024
+"""What a session's facts and contexts may have of its state, as it is written, so that the whole fits into a record."""
+GROWTH_BYTES: Final = 1_024
+"""What an injection may add to the state once it is accepted: its timer, its failures."""
 
 Filter: TypeAlias = "Callable[[Candidate, Session, int], str | None]"
 
@@ -37,6 +42,17 @@ def refuse(candidate: Candidate, session: Session, now_ms: int) -> Suppression |
         reason = asks(candidate, session, now_ms)
         if reason is not None:
             return Suppression(rule=candidate.rule.name, filter=name, reason=reason)
+    return None
+
+
+def no_room(held: HeldInjection, session: Session) -> str | None:
+    """Why the session cannot take on another injection, or None."""
+    count = len(session.held)
+    if count >= BUFFERED and held.injection.context.metadata.criticality is not Criticality.CRITICAL:
+        return f"{count} injections of this session have not ended, at most {BUFFERED} may wait"
+    size = len(msgspec.json.encode((session.facts, session.live, session.held, held))) + GROWTH_BYTES * (count + 1)
+    if size > BUFFERED_BYTES:
+        return f"with it the state's facts and contexts would have {size} bytes, at most {BUFFERED_BYTES} are allowed"
     return None
 
 
@@ -83,13 +99,8 @@ def _duplicate(candidate: Candidate, session: Session, now_ms: int) -> str | Non
     return None
 
 
-def _buffer(candidate: Candidate, session: Session, now_ms: int) -> str | None:  # noqa: ARG001
-    if len(session.held) >= BUFFERED and candidate.rule.criticality is not Criticality.CRITICAL:
-        return f"{len(session.held)} injections of this session have not ended, at most {BUFFERED} may wait"
-    size = sum(len(held.injection.context.render().encode()) for held in session.held.values())
-    if size > BUFFERED_BYTES:
-        return f"injections of {size} bytes of text have not ended, at most {BUFFERED_BYTES} may wait"
-    return None
+def _buffer(candidate: Candidate, session: Session, now_ms: int) -> str | None:
+    return no_room(candidate.hold(session, now_ms), session)
 
 
 def _shadow(candidate: Candidate, session: Session, now_ms: int) -> str | None:  # noqa: ARG001

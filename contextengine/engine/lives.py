@@ -13,6 +13,7 @@ import msgspec
 from contextengine.delivery.next_step import RETRY_LINE_MS, End, next_step
 from contextengine.engine.candidate import content_hash, redriven_id
 from contextengine.engine.decision import DeadInjection, Decision
+from contextengine.engine.filters import no_room
 from contextengine.engine.placement import next_look_ms, ready
 from contextengine.schemas.decision import Acceptance
 from contextengine.schemas.events import HAND_OFF
@@ -35,6 +36,8 @@ REPORT_GRACE_MS: Final = 5_000
 SHOWN_CHARACTERS: Final = 2_000
 """How much of a context an explanation shows."""
 REDRIVES_REMEMBERED: Final = 256
+FAILURE_CHARACTERS: Final = 128
+"""How much of an error's class a session remembers: anybody may have reported it."""
 
 
 class Lives:
@@ -79,11 +82,14 @@ class Lives:
             redrives=number,
         )
         held = HeldInjection(again, Placement())
+        full = no_room(held, session)
         self.accept(held)
         if session.started_ms is None or session.ended_ms is not None:
             self.end(held, Outcome.EXPIRED, "the session is over")
         elif newer:
             self.end(held, Outcome.SUPERSEDED, f"the session has a newer context in the slot {slot}")
+        elif full:
+            self.end(held, Outcome.SKIPPED, f"no room, so it may be sent back once more, later: {full}")
 
     def judge(self, verdict: AttemptVerdict) -> None:
         """Take the verdict on an attempt that is in flight; any other changes nothing."""
@@ -91,7 +97,7 @@ class Lives:
         if held is None or held.stage is not Stage.IN_FLIGHT or held.attempt != verdict.attempt:
             return
         held.confirmation = verdict.confirmation
-        held.failure = verdict.error_class or verdict.verdict.value
+        held.failure = (verdict.error_class or verdict.verdict.value)[:FAILURE_CHARACTERS]
         step = next_step(verdict, held.injection, self._now_ms)
         delivered = isinstance(step, End) and step.outcome is Outcome.DELIVERED
         if not delivered:

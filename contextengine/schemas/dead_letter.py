@@ -1,8 +1,23 @@
-"""What is recorded about a dead letter after it was written."""
+"""What tells a dead letter from other records, and what is recorded about it after it was written."""
 
 from __future__ import annotations
 
+from enum import StrEnum
+from typing import Final
+
 from msgspec import Struct
+
+PREFIX: Final = "cx-"
+"""What the names of our headers begin with."""
+
+
+class Stage(StrEnum):
+    """What could not be done with a record."""
+
+    DECODE = "decode"
+    DECIDE = "decide"
+    RENDER = "render"
+    DELIVER = "deliver"
 
 
 class DeadLetterRedriven(Struct, frozen=True, kw_only=True):

@@ -5,11 +5,13 @@ encodes an order of magnitude faster. `version` names its shape; `load_state` re
 writes the one before as well: while engines of two versions share the partitions, all of them write what all can read.
 
     1   the first
-    2   RuleMemory.when: a rule whose `when` changes begins to count anew; Session.redriven
+    2   RuleMemory.when: a rule whose `when` changes begins to count anew. Session.redriven, which this engine writes in
+        version 1 too, for otherwise a copy of a redrive would act after a restore; one that knows only that forgets it
 """
 
 from __future__ import annotations
 
+import struct
 from enum import StrEnum
 from typing import Final, TypeAlias
 
@@ -20,6 +22,16 @@ from contextengine.errors import UndecodableRecord
 from contextengine.schemas.injection import Confirmation, Injection
 
 STATE_VERSION: Final = 2
+
+STATE_HEADER: Final = struct.Struct(">qi")
+"""What a value of the changelog begins with: the last offset that the state has seen, the generation of its writer.
+
+Big endian and never negative: the bytes compare as the numbers do.
+"""
+TOMBSTONE_HEADER: Final = "cx-version"
+"""Where a record without a value has it."""
+RESERVED: Final = b"\x00"
+"""What the key of a partition's own record begins with, and no session's."""
 
 
 class Stage(StrEnum):
@@ -175,7 +187,6 @@ def dump_state(state: State, version: int = STATE_VERSION) -> bytes:
     if version == STATE_VERSION:
         return _encode(state)
     fields = msgspec.to_builtins(state) | {"version": version}
-    fields.pop("redriven", None)
     for memory in fields.get("rules", {}).values():
         del memory["when"]
     return _encode(fields)

@@ -16,7 +16,7 @@ from aiokafka import TopicPartition
 from aiokafka.admin import RecordsToDelete
 
 from contextengine.errors import ConfigurationError, UndecodableRecord
-from contextengine.schemas.dead_letter import DeadLetterRedriven
+from contextengine.schemas.dead_letter import PREFIX, DeadLetterRedriven, Stage
 from contextengine.schemas.injection import InjectionAttempt, InjectionResult
 from contextengine.topics.admin import admin_client
 from contextengine.topics.catalogue import catalogue
@@ -32,12 +32,8 @@ if TYPE_CHECKING:
     from contextengine.schemas.codec import Codec
     from contextengine.settings import Settings
 
-PREFIX: Final = "cx-"
 UNPACKED_BYTES: Final = 16 * 1024 * 1024
 """The largest value that is unpacked."""
-DECODE: Final = "decode"
-DECIDE: Final = "decide"
-"""The stages, as `delivery.dead_letter` writes them; not imported from there, because this room may not."""
 NUMBERS: Final = ("partition", "offset", "timestamp-ms", "redrives")
 NUMBER: Final = re.compile(r"[0-9]{1,18}")
 TOLD_BY_ALL: Final = frozenset({"stage", "class", "message", "topic", *NUMBERS})
@@ -91,7 +87,7 @@ class DeadLetter:
     @property
     def unfit(self) -> str:
         """Why it can never be redriven; "" if it can."""
-        if self.told["stage"] == DECIDE:
+        if self.told["stage"] == Stage.DECIDE:
             return (
                 "the engine failed on this event after it had taken it in: what it had decided by then was carried "
                 "out, and a copy would be dropped as a duplicate. Report the defect"
@@ -171,10 +167,9 @@ async def contents(
                 yield letter, record
 
 
-def unpacked(letter: DeadLetter, record: ConsumerRecord) -> bytes | None:
-    """The value that could not be dealt with, or what was kept of it. UndecodableRecord when it cannot be unpacked."""
-    kept: bytes | None = record.value
-    if letter.told.get("encoding") != "gzip":
+def unpacked(kept: bytes | None, encoding: str | None) -> bytes | None:
+    """The value that a letter keeps in this encoding, or what it keeps of it. UndecodableRecord for a broken one."""
+    if encoding != "gzip":
         return kept
     unpacking = zlib.decompressobj(wbits=zlib.MAX_WBITS | 16)  # with gzip's header
     try:
@@ -183,6 +178,8 @@ def unpacked(letter: DeadLetter, record: ConsumerRecord) -> bytes | None:
         raise UndecodableRecord(f"it is no gzip: {broken}") from broken
     if unpacking.unconsumed_tail:
         raise UndecodableRecord(f"it has more than {UNPACKED_BYTES} bytes")
+    if not unpacking.eof:
+        raise UndecodableRecord("its gzip has no end")
     return value
 
 
@@ -251,7 +248,7 @@ def _letter(record: ConsumerRecord, codec: Codec) -> DeadLetter | None:
         session_id=(record.key or b"").decode(errors="replace"),
     )
     try:
-        attempt = codec.decode_as(InjectionAttempt, unpacked(letter, record) or b"")
+        attempt = codec.decode_as(InjectionAttempt, unpacked(record.value, told.get("encoding")) or b"")
     except UndecodableRecord:
         return letter
     letter.provider, letter.rule = attempt.destination.provider, attempt.injection.rule

@@ -16,7 +16,8 @@ from contextengine.schemas.events import (
     RetryDue,
     Tick,
 )
-from contextengine.topics.catalogue import EVENT_BYTES, KEY_BYTES, partition_for
+from contextengine.schemas.session import RESERVED
+from contextengine.topics.catalogue import EVENT_BYTES, INJECTION_BYTES, KEY_BYTES, partition_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -78,7 +79,7 @@ def _check_place(session_id: str, record: Bytes, partitions: int) -> None:
         raise UndecodableRecord(f"its key is {record.key!r}, its session {session_id!r}")
     if len(key) > KEY_BYTES:
         raise UndecodableRecord(f"a session id of {len(key)} bytes, at most {KEY_BYTES} are allowed")
-    if key.startswith(b"\x00"):
+    if key.startswith(RESERVED):
         raise UndecodableRecord("a session id that begins with a zero byte: such keys are the partitions' own")
     belongs = partition_for(key, partitions)
     if belongs != record.partition:
@@ -90,6 +91,9 @@ def _check_redriven(event: InjectionRedriven) -> None:
     injection = event.injection
     if injection.session_id != event.session_id:
         raise UndecodableRecord(f"an injection of the session {injection.session_id!r}, not of {event.session_id!r}")
+    size = len(injection.context.render().encode())
+    if size > INJECTION_BYTES:
+        raise UndecodableRecord(f"{size} bytes of text, at most {INJECTION_BYTES} are allowed")
     for name, span_ms in (("ttl_ms", injection.context.metadata.ttl_ms), ("delay_ms", injection.policy.delay_ms)):
         if not 0 <= span_ms <= LONGEST_MS:
             raise UndecodableRecord(f"{name} is {span_ms}, at most {LONGEST_MS} are allowed")

@@ -24,11 +24,11 @@ from aiokafka import errors as kafka
 from msgspec.structs import replace
 
 from contextengine.errors import BrokerUnavailable, RecordRefused, UndecodableRecord
-from contextengine.schemas.dead_letter import DeadLetterRedriven
+from contextengine.schemas.dead_letter import PREFIX, DeadLetterRedriven, Stage
 from contextengine.schemas.events import InjectionRedriven
 from contextengine.schemas.injection import InjectionAttempt
 from contextengine.topics.catalogue import catalogue
-from contextengine.topics.dead_letters import DECODE, PREFIX, UNPACKED_BYTES, Place, contents, unpacked
+from contextengine.topics.dead_letters import UNPACKED_BYTES, Place, contents, unpacked
 from contextengine.topics.errand import ANSWER_MS, NO_ANSWER
 from contextengine.topics.publisher import stop as stop_producer
 from contextengine.topics.registry import codec_of
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from contextengine.topics.dead_letters import DeadLetter
 
 CHUNK_LETTERS: Final = 100
+"""Sent before they are recorded, and again after a kill: fewer than the redrives that a session remembers."""
 CHUNKS_A_SECOND: Final = 10
 CHUNK_S: Final = 30
 """How long the broker may take for a chunk of letters."""
@@ -54,10 +55,14 @@ NewId: TypeAlias = "Callable[[str, int], str]"
 
 @dataclass(slots=True)
 class Redriven:
-    """What a redrive has done: how many letters it sent back, and why it did not send back others."""
+    """What a redrive has done: how many letters it sent back, and why it did not send back others.
+
+    `gone` had outlived the topic's retention, or were purged, since they were found.
+    """
 
     sent: int = 0
     refused: dict[Place, str] = field(default_factory=dict)
+    gone: int = 0
     stopped: bool = False
 
 
@@ -110,7 +115,8 @@ class Redriver:
             compression_type="gzip",  # what came compressed may be too large otherwise
             max_request_size=2 * UNPACKED_BYTES,
         )
-        size = CHUNK_LETTERS if self._rate is None else max(1, round(self._rate / CHUNKS_A_SECOND))
+        size = CHUNK_LETTERS if self._rate is None else min(CHUNK_LETTERS, max(1, round(self._rate / CHUNKS_A_SECOND)))
+        reached = 0
         try:
             async with asyncio.timeout(ANSWER_MS / 1000):
                 await producer.start()
@@ -124,6 +130,9 @@ class Redriver:
                         await self._send(producer, chunk, done)
                     on_progress(done.sent)
                     due_s += len(chunk) / self._rate if self._rate else 0
+                    reached += len(chunk)
+                else:
+                    done.gone = len(fit) - reached
         except NO_ANSWER as silence:
             raise BrokerUnavailable(
                 f"the broker at {self._settings.broker} does not answer; {done.sent} letters were sent back before"
@@ -140,6 +149,9 @@ class Redriver:
         for letter, record in chunk:
             try:
                 back = self._back(letter, record)
+                if back.partition not in await producer.partitions_for(back.topic):
+                    done.refused[letter.place] = f"{back.topic} has no partition {back.partition}"
+                    continue
                 sending = await producer.send(
                     back.topic, back.value, back.key, partition=back.partition, headers=back.headers
                 )
@@ -170,10 +182,10 @@ class Redriver:
 
     def _back(self, letter: DeadLetter, record: ConsumerRecord) -> _Back:
         """What is sent for a letter. Raises UndecodableRecord when its value is not what its stage says."""
-        number, value = letter.sent_back + 1, unpacked(letter, record)
+        number, value = letter.sent_back + 1, unpacked(record.value, letter.told.get("encoding"))
         redriven = DeadLetterRedriven(offset=letter.place.offset, number=number, by=self._by)
         others = [(name, text) for name, text in record.headers if not name.startswith(PREFIX)]
-        if letter.told["stage"] == DECODE:
+        if letter.told["stage"] == Stage.DECODE:
             ours = [("cx-redrives", str(number).encode()), ("cx-letter", str(letter.place).encode())]
             key = b"" if record.key is None and value is None else record.key  # aiokafka sends no two Nones
             return _Back(letter.told["topic"], int(letter.told["partition"]), key, value, others + ours, redriven)

@@ -6,21 +6,13 @@ import asyncio
 import time
 from contextlib import asynccontextmanager
 
+from an_attempt import an_attempt
 from broker_log import until
 
 from contextengine.adapters.adapter import Capabilities
 from contextengine.adapters.consumer import PARTITIONS, deliver
 from contextengine.monitoring.health import Health
-from contextengine.schemas.context import Context, ContextMetadata
-from contextengine.schemas.injection import (
-    AttemptVerdict,
-    Confirmation,
-    Destination,
-    FailurePolicy,
-    Injection,
-    InjectionAttempt,
-    Verdict,
-)
+from contextengine.schemas.injection import AttemptVerdict, Confirmation, Verdict
 
 
 def now_ms():
@@ -30,22 +22,8 @@ def now_ms():
 def attempt_for(session_id, name, *, attempt=1, lives_ms=60_000, timeout_ms=5_000, provider="fake", route="attach"):
     """An attempt to put a context into a session, whose injection's id is `name`."""
     now = now_ms()
-    return InjectionAttempt(
-        session_id=session_id,
-        attempt=attempt,
-        destination=Destination(provider=provider, model="m", route=route, call_id="c"),
-        injection=Injection(
-            injection_id=name,
-            session_id=session_id,
-            rule="r",
-            position="voice/1/1",
-            trigger_ms=now,
-            deadline_ms=now + lives_ms,
-            timeout_ms=timeout_ms,
-            context=Context(ContextMetadata(source="r", key="k", created_ms=now, ttl_ms=60_000), {"a": "b"}),
-            policy=FailurePolicy(),
-        ),
-    )
+    life = {"trigger_ms": now, "deadline_ms": now + lives_ms}
+    return an_attempt(session_id, name, attempt=attempt, provider=provider, route=route, timeout_ms=timeout_ms, **life)
 
 
 class FakeAdapter:

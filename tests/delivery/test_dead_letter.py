@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import pytest
+from an_attempt import an_attempt
 
-from contextengine.delivery.dead_letter import MESSAGE_BYTES, Failures, Origin, Stage, headers
-from contextengine.schemas.context import Context, ContextMetadata
-from contextengine.schemas.injection import FailurePolicy, FailureStrategy, Injection
+from contextengine.delivery.dead_letter import MESSAGE_BYTES, Failures, Origin, headers
+from contextengine.schemas.dead_letter import Stage
+from contextengine.schemas.injection import FailurePolicy, FailureStrategy
 
 ORIGIN = Origin("contextengine.injections", 3, 42, 1_700_000_000_000, "contextengine-deliver", "host-1")
 
@@ -28,17 +29,8 @@ def test_it_names_its_origin_and_its_error():
 
 
 def test_of_an_injection_it_tells_the_attempts_and_the_policy():
-    injection = Injection(
-        injection_id="i1",
-        session_id="s1",
-        rule="r",
-        position="voice/1/7",
-        trigger_ms=1,
-        deadline_ms=2_000,
-        timeout_ms=3,
-        context=Context(ContextMetadata(source="r", key="k", created_ms=1, ttl_ms=2)),
-        policy=FailurePolicy(FailureStrategy.RETRY_ASYNC, max_attempts=3),
-    )
+    policy = FailurePolicy(FailureStrategy.RETRY_ASYNC, max_attempts=3)
+    injection = an_attempt(position="voice/1/7", deadline_ms=2_000, policy=policy).injection
     failures = Failures(injection, attempt=3, first_failure_ms=10, last_failure_ms=20)
     told = dict(headers(Stage.DELIVER, "Busy", "later", ORIGIN, failures=failures, redrives=2))
     assert (told["cx-injection-id"], told["cx-position"], told["cx-redrives"]) == (b"i1", b"voice/1/7", b"2")

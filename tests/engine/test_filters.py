@@ -174,7 +174,7 @@ def test_what_waits_has_a_limit_in_bytes_too_so_that_the_state_can_be_written():
     call.provider.is_gone()
     call.says("go")
     assert {held.filter for held in call.suppressed()} == {"buffer"}
-    assert 12 <= len(call.injections()) <= 14
+    assert 16 <= len(call.injections()) <= 17
 
 
 def test_a_rule_on_trial_explains_what_it_would_have_injected_and_injects_nothing(call_with):

@@ -9,31 +9,26 @@ import signal
 import sys
 import time
 import uuid
+from dataclasses import replace
 
 import pytest
+from an_attempt import an_attempt
 from broker_log import read, read_raw, until, write
 
 from contextengine.adapters.attempt_log import AttemptLog
 from contextengine.app import build_app, run_worker
-from contextengine.delivery.dead_letter import Failures, Origin, Stage, forms, headers
+from contextengine.delivery.dead_letter import Failures, Origin, forms, headers
 from contextengine.engine.candidate import redriven_id
+from contextengine.engine.lives import REDRIVES_REMEMBERED
 from contextengine.errors import ConfigurationError, UndecodableRecord
 from contextengine.schemas.codec import decode
-from contextengine.schemas.context import Context, ContextMetadata
+from contextengine.schemas.dead_letter import Stage
 from contextengine.schemas.events import InjectionRedriven, SessionStarted
-from contextengine.schemas.injection import (
-    Destination,
-    FailurePolicy,
-    FailureStrategy,
-    Injection,
-    InjectionAttempt,
-    InjectionResult,
-    Outcome,
-)
+from contextengine.schemas.injection import FailurePolicy, FailureStrategy, InjectionResult, Outcome
 from contextengine.topics import admin
 from contextengine.topics.catalogue import catalogue, partition_for
-from contextengine.topics.dead_letters import Selection, plan_purge, purge, survey
-from contextengine.topics.redrive import Redriver
+from contextengine.topics.dead_letters import Place, Selection, plan_purge, purge, survey
+from contextengine.topics.redrive import CHUNK_LETTERS, Redriver
 
 POLICY = FailurePolicy(FailureStrategy.RETRY_ASYNC, max_attempts=3)
 
@@ -51,22 +46,7 @@ def why(settings, number, stage=Stage.DECODE, *, topic="events", partition=0, er
 
 
 def dead_attempt(session_id, name, rule="r"):
-    return InjectionAttempt(
-        session_id=session_id,
-        attempt=3,
-        destination=Destination(provider="fake", model="m", route="attach", call_id="c"),
-        injection=Injection(
-            injection_id=name,
-            session_id=session_id,
-            rule=rule,
-            position="voice/1/1",
-            trigger_ms=1,
-            deadline_ms=2,
-            timeout_ms=5_000,
-            context=Context(ContextMetadata(source="r", key="k", created_ms=1, ttl_ms=60_000), {"a": "b"}),
-            policy=POLICY,
-        ),
-    )
+    return an_attempt(session_id, name, attempt=3, rule=rule, policy=POLICY)
 
 
 async def bury_bytes(settings, number, value=b"garbage", **more):
@@ -166,12 +146,23 @@ async def test_what_cannot_be_redriven_says_why_and_stops_nothing(applied):
     await write(applied, catalogue(applied).dead, b"x", partition=0, headers=why(applied, 3, topic="strange"))
     cut = [("cx-encoding", b"cut"), ("cx-size", b"900"), ("cx-sha256", b"")]
     await write(applied, catalogue(applied).dead, b"x", partition=0, headers=[*why(applied, 4), *cut])
-    await bury_bytes(applied, 5)
+    nowhere = why(applied, 5, partition=applied.partitions)  # of an installation that had more
+    await write(applied, catalogue(applied).dead, b"x", partition=0, headers=nowhere)
+    await bury_bytes(applied, 6)
     done = await redrive(applied, await survey(applied))
     assert done.sent == 1
     told = " | ".join(done.refused.values())
     for reason in ("Report the defect", "no single-object Avro", "no topic of test-", "900 bytes only the first 1"):
         assert reason in told
+    assert f"events has no partition {applied.partitions}" in told
+
+
+async def test_letters_that_are_gone_before_they_can_be_sent_back_are_counted(applied):
+    await bury_bytes(applied, 1)
+    [letter] = await survey(applied)
+    gone = [replace(letter, place=Place(letter.place.partition, offset)) for offset in (7, 8)]
+    done = await redrive(applied, [letter, *gone])
+    assert (done.sent, done.gone, done.refused) == (1, 2, {})
 
 
 async def test_a_letter_that_was_kept_as_gzip_goes_back_whole(applied):
@@ -226,6 +217,19 @@ async def test_a_redrive_that_is_stopped_goes_on_where_it_was(applied):
     assert (await redrive(applied, rest)).sent == 20
     names = [event.injection.injection_id for event in await read(applied, catalogue(applied).events)]
     assert names == [f"i{n}" for n in range(30)]
+
+
+async def test_however_fast_a_redrive_is_a_session_remembers_all_that_a_kill_sends_twice(applied, monkeypatch):
+    chunks = []
+
+    async def send(_self, _producer, chunk, _done):
+        chunks.append(len(chunk))
+
+    monkeypatch.setattr(Redriver, "_send", send)
+    await bury_injections(applied, *(dead_attempt("s1", f"i{n}") for n in range(CHUNK_LETTERS + 1)))
+    await redrive(applied, await survey(applied), rate=10_000)
+    assert chunks == [CHUNK_LETTERS, 1]
+    assert CHUNK_LETTERS < REDRIVES_REMEMBERED
 
 
 async def test_a_redrive_that_is_killed_midway_and_repeated_loses_nothing_and_doubles_nothing(applied):
