@@ -7,20 +7,17 @@ is logged and tried again.
 from __future__ import annotations
 
 import asyncio
-import base64
-import json
 import threading
 import time
 from pathlib import Path
 from typing import Any, Final
 from urllib.error import HTTPError
 from urllib.parse import quote, urlencode
-from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 from aiokafka.abc import AbstractTokenProvider
 
-ANSWER_S: Final = 10
-"""How long the token endpoint may take."""
+from contextengine.post import basic, post
+
 UNSAID_LIFE_S: Final = 60
 """How long a token is kept whose endpoint does not say when it ends."""
 
@@ -47,11 +44,8 @@ class ClientCredentials(AbstractTokenProvider):  # type: ignore[misc]  # untyped
 
     def __init__(self, url: str, client_id: str, client_secret: str, scope: str | None) -> None:
         form = {"grant_type": "client_credentials"} | ({"scope": scope} if scope else {})
-        identity = base64.b64encode(f"{quote(client_id, safe='')}:{quote(client_secret, safe='')}".encode()).decode()
-        self._url = url
-        self._request = Request(  # noqa: S310  the settings let nothing but https and loopback pass
-            url, urlencode(form).encode(), {"Authorization": f"Basic {identity}", "Accept": "application/json"}
-        )
+        self._url, self._form = url, urlencode(form).encode()
+        self._identity = basic(quote(client_id, safe=""), quote(client_secret, safe=""))
         self._kept = ""
         self._kept_until_s = 0.0
         self._one_asks = threading.Lock()  # not asyncio's: Faust's consumer has an event loop of its own
@@ -71,8 +65,7 @@ class ClientCredentials(AbstractTokenProvider):  # type: ignore[misc]  # untyped
 
     def _ask(self) -> dict[str, Any]:
         try:
-            with build_opener(NoRedirect).open(self._request, timeout=ANSWER_S) as response:
-                answer = json.load(response)
+            answer = post(self._url, self._form, {"Authorization": self._identity, "Accept": "application/json"})
         except HTTPError as refusal:
             refusal.close()
             raise OSError(f"{self._url} gives no token: {refusal.code} {refusal.reason}") from None
@@ -81,10 +74,3 @@ class ClientCredentials(AbstractTokenProvider):  # type: ignore[misc]  # untyped
         if not (isinstance(answer, dict) and isinstance(answer.get("access_token"), str)):
             raise OSError(f"{self._url} gives no token: the answer has no access_token")
         return answer
-
-
-class NoRedirect(HTTPRedirectHandler):
-    """Takes a redirect for the error it is: the next address would be sent the client's secret, too."""
-
-    def redirect_request(self, *_: Any) -> None:
-        """Follow none."""

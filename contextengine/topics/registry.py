@@ -7,22 +7,19 @@ then on no record needs the registry: all ids are known.
 
 from __future__ import annotations
 
-import base64
 import json
-import urllib.error
-import urllib.request
 from functools import lru_cache
-from http.client import HTTPException
 from typing import TYPE_CHECKING, Any, Final
+from urllib.error import HTTPError
 
 from contextengine.errors import ConfigurationError, RegistryUnavailable
+from contextengine.post import basic, post
 from contextengine.schemas.codec import SINGLE_OBJECT, Codec, registry_codec, shipped_schemas
 
 if TYPE_CHECKING:
     from contextengine.settings import Settings
 
 CONTENT_TYPE: Final = "application/vnd.schemaregistry.v1+json"
-ANSWER_S: Final = 10
 NOT_FOUND: Final = 404
 
 
@@ -44,7 +41,7 @@ def codec_of(settings: Settings) -> Codec:
 def _codec(url: str, username: str, password: str) -> Codec:
     headers = {"Content-Type": CONTENT_TYPE, "Accept": CONTENT_TYPE}
     if username:
-        headers["Authorization"] = "Basic " + base64.b64encode(f"{username}:{password}".encode()).decode()
+        headers["Authorization"] = basic(username, password)
     ids: dict[bytes, Any] = {}
     for name, fingerprint, schema in shipped_schemas():
         body = json.dumps({"schema": schema}).encode()
@@ -63,15 +60,13 @@ def _id(answer: Any) -> Any:
 
 def _ask(url: str, body: bytes, headers: dict[str, str]) -> Any:
     """The answer to a POST; None when there is no such thing."""
-    request = urllib.request.Request(url, body, headers, method="POST")  # noqa: S310 - the settings allow only http(s)
     try:
-        with urllib.request.urlopen(request, timeout=ANSWER_S) as answer:  # noqa: S310 - as above
-            return json.load(answer)
-    except urllib.error.HTTPError as refused:
+        return post(url, body, headers)
+    except HTTPError as refused:
         with refused:
             told = refused.read(1_000).decode(errors="replace")
         if refused.code == NOT_FOUND:
             return None
         raise ConfigurationError(f"the schema registry refuses {url}: {refused.code} {told}") from None
-    except (OSError, HTTPException, ValueError) as silence:  # ValueError: an answer that is no JSON
+    except (OSError, ValueError) as silence:
         raise RegistryUnavailable(f"no schema registry answers at {url}: {silence}") from silence

@@ -16,7 +16,8 @@ from avro.compatibility import ReaderWriterCompatibilityChecker, SchemaCompatibi
 class SchemaRegistry(ThreadingHTTPServer):
     """Keeps schemas by subject, in the order of their registration; takes only what is backward compatible.
 
-    `status`, when it is set, answers everything; `login` is `user:password` when it asks for one.
+    `status`, when it is set, answers everything, and so does a `redirect` to another address; `login` is
+    `user:password` when it asks for one.
     """
 
     daemon_threads = True
@@ -28,6 +29,7 @@ class SchemaRegistry(ThreadingHTTPServer):
         self.ids = {}
         self.login = login
         self.status = None
+        self.redirect = ""
         self.asked = 0
 
     def find(self, subject, schema):
@@ -70,10 +72,17 @@ class _Handler(BaseHTTPRequestHandler):
         self.server.asked += 1
         status, answer = self.answer(body)
         told = json.dumps(answer).encode()
-        self.send_response(status)
+        self.send_response(302 if self.server.redirect else status)
+        if self.server.redirect:
+            self.send_header("Location", self.server.redirect)
         self.send_header("Content-Length", str(len(told)))
         self.end_headers()
         self.wfile.write(told)
+
+    def do_GET(self):
+        """Nobody asks so; a client that follows a redirect would."""
+        self.server.asked += 1
+        self.send_error(404)
 
     def answer(self, body):
         login = self.server.login

@@ -107,6 +107,16 @@ def test_what_answers_half_or_nonsense_is_told_as_no_answer(answer):
         talking.join()
 
 
+def test_a_password_does_not_follow_a_redirect():
+    """Whoever answers at the next address would learn it."""
+    with schema_registry() as next_one, schema_registry() as registry:
+        registry.redirect = f"{next_one.url}/subjects/x"
+        secret = {"schema_registry_username": "me", "schema_registry_password": "planted"}
+        with pytest.raises(ConfigurationError, match="302"):
+            codec_of(with_registry(registry, **secret))
+        assert next_one.asked == 0
+
+
 @pytest.mark.parametrize("told", [True, -1, 2**40, None, 7])
 def test_a_registry_that_gives_ids_that_are_none_or_one_id_twice_is_refused(registry, told):
     registry.find = lambda *_: (200, {"id": told})
