@@ -20,11 +20,12 @@ from aiokafka import errors as kafka
 
 from contextengine.adapters.lanes import MESSAGE_CHARS
 from contextengine.delivery.broker_time import BrokerClock
-from contextengine.delivery.dead_letter import Origin, Stage, forms, headers
+from contextengine.delivery.dead_letter import Origin, forms, headers
 from contextengine.errors import BrokerUnavailable, RecordRefused
 from contextengine.monitoring.clock import ClockWatch
 from contextengine.monitoring.metrics import DEAD_LETTERS
 from contextengine.schemas.codec import SINGLE_OBJECT
+from contextengine.schemas.dead_letter import Stage
 from contextengine.schemas.events import AttemptReported
 from contextengine.topics.catalogue import catalogue
 from contextengine.topics.errand import ANSWER_MS, NO_ANSWER
@@ -73,7 +74,7 @@ class AttemptLog:
     async def __aenter__(self) -> Self:
         self.codec = await asyncio.to_thread(codec_of, self.settings)
         self._producer = AIOKafkaProducer(**self.settings.kafka_producer(), request_timeout_ms=REQUEST_MS)
-        be_patient(self._producer.client)
+        be_patient(self._producer)
         try:
             async with asyncio.timeout(ANSWER_MS / 1000):
                 await self._producer.start()

@@ -230,7 +230,7 @@ class Publisher:
         producer = AIOKafkaProducer(
             **self._settings.kafka_producer(), request_timeout_ms=REQUEST_MS, max_batch_size=BATCH_BYTES
         )
-        be_patient(producer.client)
+        be_patient(producer)
         try:
             await producer.start()
             await must_exist(self._topic.name, producer.client)

@@ -339,6 +339,6 @@ def test_an_idempotent_producer_never_gives_a_batch_up():
 
 
 def test_a_batch_without_a_leader_is_given_up_when_its_time_to_live_is_over_even_so():
-    """Which is why that is the limit of a flush, and not of a request."""
+    """Which `be_patient` undoes."""
     assert "if self._batches[tp][0].expired():" in source(MessageAccumulator.drain_by_nodes)
     assert "MessageBatch(tp, builder, self._batch_ttl," in source(MessageAccumulator)

@@ -26,7 +26,6 @@ def brokers(request: pytest.FixtureRequest) -> Iterator[ApacheKafka]:
     cluster.stop()
 
 
-@pytest.mark.full_faults
 async def test_a_broker_that_is_stopped_and_started_flows_again_by_itself(brokers, tmp_path, full, base, figures):
     """Within 10 s of its return the provider has a context for what is said then, and everybody is ready.
 

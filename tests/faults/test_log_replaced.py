@@ -89,7 +89,6 @@ async def test_a_worker_whose_log_was_recreated_while_it_was_away_stops_by_name_
         await verify(fleet, load)
 
 
-@pytest.mark.full_faults
 async def test_a_worker_whose_log_is_recreated_under_it_stops_by_name(kafka, tmp_path, figures):
     async with Fleet(kafka, tmp_path, workers=1, delivers=0) as fleet:
         settings, topics, [worker] = fleet.settings, catalogue(fleet.settings), fleet.workers
@@ -131,7 +130,6 @@ async def test_who_was_away_for_longer_than_the_retention_and_has_missed_nothing
         assert await worker.stop() == 0
 
 
-@pytest.mark.full_faults
 async def test_a_broker_that_has_lost_everything_is_noticed_by_everybody(tmp_path, figures):
     """Its disk was replaced: nobody says that he is ready, and the worker stops by name."""
     try:
@@ -156,7 +154,7 @@ async def test_a_broker_that_has_lost_everything_is_noticed_by_everybody(tmp_pat
             await ended(worker)
             await asyncio.sleep(5)
             assert await nobody_is_ready()
-            assert "topics apply" in deliver.last_words
+            assert "topics apply" in deliver.said
             assert worker.status == MISCONFIGURED
             assert "topics apply" in worker.last_words
     finally:

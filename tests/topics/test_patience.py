@@ -15,7 +15,7 @@ async def test_a_producer_that_knows_no_leader_asks_a_few_times_a_second(caplog)
     """As a broker leaves it that ends in order: without leaders, then gone."""
     with EmbeddedBroker() as broker:
         producer = AIOKafkaProducer(bootstrap_servers=broker.bootstrap)
-        be_patient(producer.client)
+        be_patient(producer)
         await producer.start()
     producer.client.force_metadata_update()
     caplog.set_level(logging.ERROR, "aiokafka")
