@@ -30,6 +30,7 @@ from contextengine.agents.timers import Timers
 from contextengine.agents.transport import FAUST_SETTINGS, QUEUED_BATCHES, BatchTopic, install
 from contextengine.errors import BrokerUnavailable, ConfigurationError, ContextEngineError, LogReplaced
 from contextengine.monitoring.health import Health, silence
+from contextengine.monitoring.metrics import PARTITIONS_HALTED
 from contextengine.rulefile import parse_rules, rules_hash
 from contextengine.schemas.codec import Codec
 from contextengine.schemas.events import PartitionAssigned, RulesChanged, Tick
@@ -45,6 +46,7 @@ log = logging.getLogger(__name__)
 
 PARTITIONS_OWNED = "partitions owned and restored"
 BROKER_ANSWERS = "the broker answers"
+ALL_GO_ON = "every partition goes on"
 
 CHECK_TOPICS_S = 30
 
@@ -97,6 +99,8 @@ class Worker:
             self.lag.watch(number)
         # Durable before the first record: begun anew after a kill, a partition could be judged by other rules.
         await self.app.consumer.commit()
+        PARTITIONS_HALTED.set(0)
+        self.health.meet(ALL_GO_ON)
         self.health.meet(PARTITIONS_OWNED)
 
     async def check_topics(self) -> None:
@@ -127,6 +131,13 @@ class Worker:
         for number in partitions:
             self.timers.disown(number)
             self.lag.leave(number)
+
+    def halt(self, partition: int, why: str) -> None:
+        """The broker has refused a record of this partition, which goes no further until it is assigned anew."""
+        PARTITIONS_HALTED.inc()
+        self.health.miss(
+            ALL_GO_ON, f"partition {partition} halts, uncommitted: {why}; when that is mended, restart a worker"
+        )
 
     async def watch_broker(self) -> None:
         """Keep saying whether the worker's group answers its heartbeats, until cancelled."""
@@ -217,7 +228,7 @@ def build_app(settings: Settings) -> Worker:
     agent = SessionsAgent(
         topics, table, outbox, rule_sets, timers, lag, codec, group=settings.worker_group, worker=name
     )
-    health = Health(PARTITIONS_OWNED, BROKER_ANSWERS)
+    health = Health(PARTITIONS_OWNED, BROKER_ANSWERS, ALL_GO_ON)
     worker = Worker(app, agent, rule_sets, timers, topics, health, name, lag, codec, settings.broker)
     events = app.topic(topics.events.name, key_serializer="raw", value_serializer="raw", maxsize=QUEUED_BATCHES)
     app.agent(events, name="sessions")(agent.run)
@@ -226,7 +237,14 @@ def build_app(settings: Settings) -> Worker:
     app.task(worker.watch_topics)
     install(
         app,
-        BatchTopic(topics.events.name, table, outbox, on_assigned=worker.take_over, on_revoked=worker.let_go),
+        BatchTopic(
+            topics.events.name,
+            table,
+            outbox,
+            on_assigned=worker.take_over,
+            on_revoked=worker.let_go,
+            on_halted=worker.halt,
+        ),
         idempotent=not settings.embedded,
     )
     return worker

@@ -10,7 +10,7 @@ import asyncio
 import time
 from collections import defaultdict
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
 from aiokafka import errors as kafka
 from aiokafka.record.default_records import DefaultRecordBatchBuilder
@@ -36,10 +36,8 @@ DEFAULT_MAX_BYTES: Final = 1_000_000
 """Kafka's own limit for a record, less a little."""
 
 
-class _Output(NamedTuple):
-    key: bytes | None
-    value: bytes | None
-    headers: Headers
+_Output: TypeAlias = "tuple[bytes | None, bytes | None, Headers]"
+"""Key, value and headers."""
 
 
 @dataclass(slots=True)
@@ -92,13 +90,14 @@ class Outbox:
             size = DefaultRecordBatchBuilder.estimate_size_in_bytes(key, value, list(headers))
             if size > limit:
                 raise RecordRefused(
-                    f"{topic} partition {partition}: a record with key {key!r} has {size} bytes, allowed are {limit}"
+                    f"{topic} partition {partition}: a record with key {(key or b'')[:64]!r} has {size} bytes,"
+                    f" allowed are {limit}"
                 )
         cause = partition if caused_by is None else caused_by
         unsent = self._unsent.get(cause)
         if unsent is None:
             unsent = self._unsent[cause] = _Unsent(time.monotonic())
-        unsent.outputs[topic, partition].append(_Output(key, value, headers))
+        unsent.outputs[topic, partition].append((key, value, headers))
         unsent.count += 1
 
     def is_due(self, partition: int) -> bool:
@@ -116,7 +115,7 @@ class Outbox:
         producer = self._app.producer._producer  # noqa: SLF001
         sent = self._sent[partition]
         for (topic, target), outputs in unsent.outputs.items():
-            if len(outputs) <= FEW_RECORDS and all(0 < len(output.value or b"") <= SMALL_BYTES for output in outputs):
+            if len(outputs) <= FEW_RECORDS and all(0 < len(value or b"") <= SMALL_BYTES for _, value, _ in outputs):
                 for key, value, headers in outputs:
                     acknowledged = await producer.send(topic, value, key, partition=target, headers=list(headers))
                     sent.append(Sent(topic, target, 1, acknowledged))
@@ -147,16 +146,17 @@ class Outbox:
 
 
 async def acknowledged(sent: Sequence[Sent]) -> None:
-    """Wait until the broker has all outputs. RecordRefused or BrokerUnavailable, naming where they went."""
-    for output in sent:
-        try:
-            await output.acknowledged
-        except (*NO_ANSWER, kafka.NotLeaderForPartitionError) as error:
+    """Wait until the broker has answered all outputs. RecordRefused or BrokerUnavailable, naming where they went."""
+    answers = await asyncio.gather(*(output.acknowledged for output in sent), return_exceptions=True)
+    for output, error in zip(sent, answers, strict=True):
+        if isinstance(error, (*NO_ANSWER, kafka.NotLeaderForPartitionError)):
             raise BrokerUnavailable(f"{output.topic} partition {output.partition}: {error!r}") from error
-        except kafka.KafkaError as error:
+        if isinstance(error, kafka.KafkaError):
             raise RecordRefused(
                 f"{output.topic} partition {output.partition} refuses {output.records} records: {error!r}"
             ) from error
+        if isinstance(error, BaseException):
+            raise error
 
 
 def _look_away(future: asyncio.Future[object]) -> None:

@@ -6,11 +6,16 @@ The law, for each partition, whatever happens in between:
 
 So outputs are durable before the state that says they were made, and state before the offset. What is flushed is taken
 under the partition's lock, which a batch holds from its first record until its outputs are on their way.
+
+A partition of which the broker refuses a record halts: nothing more of it is written or committed, until it is assigned
+anew. The others go on. Everything else that goes wrong is the worker's end.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
+import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -19,12 +24,20 @@ from typing import TYPE_CHECKING, Any
 from faust.types import TP
 
 from contextengine.agents.outbox import Outbox, Sent, acknowledged
-from contextengine.tables.live import LiveTable, Snapshot
+from contextengine.errors import RecordRefused
+from contextengine.tables.live import LiveTable, PartitionHalted, Snapshot
 
 if TYPE_CHECKING:
     from aiokafka import AIOKafkaProducer
 
+log = logging.getLogger(__name__)
+
 PartitionsHook = Callable[[frozenset[int]], Awaitable[None]]
+
+
+def log_halt(partition: int, why: str) -> None:
+    """Say that a partition has halted."""
+    log.critical("partition %d halts: %s", partition, why)
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +47,8 @@ class BatchTopic:
     `on_assigned` is called with the partitions that this worker owns, when their states are restored and before their
     first record is delivered; `on_revoked` when it is about to lose them, before their last flush. Where there are more
     workers than partitions, that may be none. They are never called at the same time, and both may add outputs and
-    change states, under the partition's lock. One that raises stops the worker.
+    change states, under the partition's lock. One that raises stops the worker. `on_halted` hears that one of them goes
+    no further, and why.
     """
 
     name: str
@@ -42,6 +56,7 @@ class BatchTopic:
     outbox: Outbox
     on_assigned: PartitionsHook
     on_revoked: PartitionsHook
+    on_halted: Callable[[int, str], None] = log_halt
 
 
 class DeliveredBatches:
@@ -75,13 +90,19 @@ class _Taken:
 
 
 class OwnedPartitions:
-    """The partitions of the batch topics that this worker owns."""
+    """The partitions of the batch topics that this worker owns.
+
+    `halted` are those that the broker has refused a record of.
+    `flush_s` is for how long the last flush kept the batches waiting: what it encodes, not what it waits for.
+    """
 
     def __init__(self, topics: Mapping[str, BatchTopic]) -> None:
         self.topics = topics
         self._delivered: dict[TP, DeliveredBatches] = {}
         self._announced: frozenset[TP] | None = None
         self._announcing = asyncio.Lock()
+        self.halted: set[TP] = set()
+        self.flush_s = 0.0
 
     def __bool__(self) -> bool:
         return bool(self._delivered)
@@ -98,6 +119,7 @@ class OwnedPartitions:
             topic.table.forget(tp.partition)
             topic.outbox.forget(tp.partition)
         self._delivered = {}
+        self.halted = set()
 
     def close(self) -> None:
         """Have nothing more sent. What is live stays: batches in hand judged by older states would decide otherwise."""
@@ -139,13 +161,23 @@ class OwnedPartitions:
         `acked` has the last offsets of the batches that are done. Where `may_write` says no, nothing more is written
         and there is nothing to commit; what was taken is flushed another time.
         """
+        self.flush_s = 0.0
         if not may_write():
             return {}
         taken = []
-        for tp in list(self._delivered):
-            taken.append(await self._take(tp, acked[tp], generation))
+        for tp in self._delivered.keys() - self.halted:
+            try:
+                taken.append(await self._take(tp, acked[tp], generation, producer))
+            except (RecordRefused, PartitionHalted) as refusal:
+                self._halt(tp, refusal)
             await asyncio.sleep(0)  # to encode the states of all partitions in one go would hold up the delivery
-        await asyncio.gather(*(acknowledged(of.sent) for of in taken))
+        answers = await asyncio.gather(*(acknowledged(of.sent) for of in taken), return_exceptions=True)
+        for of, error in zip(taken, answers, strict=True):
+            if isinstance(error, RecordRefused):
+                self._halt(of.tp, error)
+            elif error is not None:
+                raise error
+        taken = [of for of in taken if of.tp not in self.halted]
         if not may_write():
             for of in taken:
                 topic = self.topics[of.tp.topic]
@@ -157,12 +189,22 @@ class OwnedPartitions:
             return {}
         return {of.tp: of.committable for of in taken if of.committable is not None}
 
-    async def _take(self, tp: TP, acked: set[int], generation: int) -> _Taken:
+    async def _take(self, tp: TP, acked: set[int], generation: int, producer: AIOKafkaProducer) -> _Taken:
         table, outbox = self.topics[tp.topic].table, self.topics[tp.topic].outbox
         async with table.lock(tp.partition):
             await outbox.send(tp.partition)
-            committable = self._delivered[tp].committable(acked)
-            return _Taken(tp, committable, outbox.take(tp.partition), table.snapshot(tp.partition, generation))
+            committable, sent = self._delivered[tp].committable(acked), outbox.take(tp.partition)
+            began = time.perf_counter()
+            snapshot = table.snapshot(tp.partition, generation, producer)
+            self.flush_s += time.perf_counter() - began
+            return _Taken(tp, committable, sent, snapshot)
+
+    def _halt(self, tp: TP, refusal: RecordRefused | PartitionHalted) -> None:
+        self.topics[tp.topic].table.lock(tp.partition).close(refusal)
+        self.halted.add(tp)
+        self.topics[tp.topic].on_halted(
+            tp.partition, str(refusal.__cause__ if isinstance(refusal, PartitionHalted) else refusal)
+        )
 
     def _by_topic(self, tps: Iterable[TP]) -> list[tuple[BatchTopic, frozenset[int]]]:
         by_topic: dict[str, set[int]] = {name: set() for name in self.topics}

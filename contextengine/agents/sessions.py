@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from contextlib import suppress
 from time import perf_counter
 from typing import Any
 
@@ -18,16 +19,17 @@ from contextengine.agents.lag import PartitionLag
 from contextengine.agents.outbox import Outbox
 from contextengine.agents.rule_sets import RuleSets
 from contextengine.agents.timers import Timers
-from contextengine.delivery.dead_letter import Failures, Origin, Stage, forms, headers
+from contextengine.delivery.dead_letter import Failures, Origin, forms, headers
 from contextengine.engine.decide import decide
 from contextengine.engine.decision import Decision
 from contextengine.engine.partition import follow, subject
 from contextengine.errors import EngineDefect, LogReplaced, RecordRefused, UndecodableRecord
 from contextengine.monitoring.metrics import DEAD_LETTERS, DECIDE_SECONDS, EVENTS, INJECTIONS, SUPPRESSED
 from contextengine.schemas.codec import Codec
+from contextengine.schemas.dead_letter import Stage
 from contextengine.schemas.events import PARTITION_EVENTS
 from contextengine.schemas.session import Partition, Session, State
-from contextengine.tables.live import LiveTable, PartitionLock
+from contextengine.tables.live import LiveTable, PartitionHalted, PartitionLock
 from contextengine.topics.catalogue import Catalogue
 from contextengine.topics.intake import event_in
 from contextengine.topics.trace import caused_by, trace_of
@@ -62,16 +64,20 @@ class SessionsAgent:
         self._worker = worker
 
     async def run(self, stream: StreamT[Any]) -> None:
-        """Judge every batch; an acknowledged batch is one whose outputs are on their way."""
+        """Judge every batch; an acknowledged batch is one whose outputs are on their way, or whose partition halts."""
         async for batch in stream.events():
-            await self.judge(batch.message.partition, batch.value)
+            with suppress(RecordRefused, PartitionHalted):  # OwnedPartitions says so, and commits nothing of it
+                await self.judge(batch.message.partition, batch.value)
 
     def lock(self, number: int) -> PartitionLock:
         """Held while a partition's state or outputs change."""
         return self._table.lock(number)
 
     async def judge(self, number: int, records: Sequence[ConsumerRecord]) -> None:
-        """Judge consecutive records of one partition. Raises only what must stop the worker."""
+        """Judge consecutive records of one partition.
+
+        Raises RecordRefused and PartitionHalted, which halt it; whatever else it raises must stop the worker.
+        """
         async with self._table.lock(number):
             started = perf_counter()
             partition = self.partition(number)

@@ -44,9 +44,7 @@ POLL_S: Final = 0.1
 FLUSH_LIMIT_S: Final = 60
 """A flush that takes longer fails. An idempotent producer never gives up on its own."""
 FLUSH_SHARE: Final = 10
-"""At most one part in this many of the time is spent flushing,"""
-FLUSH_PAUSE_S: Final = 5
-"""but no pause is longer: a flush that took long because the broker was away says nothing about the next."""
+"""At most one part in this many of the time do batches wait for a flush, which is then rarer than the settings say."""
 GARBAGE_AFTER: Final = 50_000
 """Garbage is looked for after so many new objects; after Python's 700 it would be in every batch, and find records."""
 
@@ -114,7 +112,6 @@ class BatchConsumer(driver.Consumer):
         self._open_for = -1
         self._committing = asyncio.Lock()
         self._failure: BaseException | None = None
-        self._flush_s = 0.0
         super().__init__(transport, *args, **kwargs)
 
     def _new_consumer_thread(self) -> BatchConsumerThread:
@@ -162,7 +159,7 @@ class BatchConsumer(driver.Consumer):
             await self.wait(self.can_resume_flow.wait())
         if self._streams_are_open:
             await self._announce_assignment()
-            wanted = self._get_active_partitions()
+            wanted = self._get_active_partitions() - self._owned.halted
         else:
             wanted = {tp for tp in self._get_active_partitions() if self._is_changelog_tp(tp)}
         if not wanted or self.should_stop:
@@ -282,7 +279,7 @@ class BatchConsumer(driver.Consumer):
     @Service.task
     async def _commit_handler(self) -> None:
         while not self.should_stop:
-            await self.sleep(max(self.commit_interval, min(self._flush_s * (FLUSH_SHARE - 1), FLUSH_PAUSE_S)))
+            await self.sleep(max(self.commit_interval, self._owned.flush_s * (FLUSH_SHARE - 1)))
             if not self.should_stop:
                 await self.commit()
 
@@ -296,7 +293,6 @@ class BatchConsumer(driver.Consumer):
         if self._failure is not None:
             return False
         sensor = self.app.sensors.on_commit_initiated(self)
-        began = time.monotonic()
         try:
             async with asyncio.timeout(FLUSH_LIMIT_S):
                 committed = await self._flush_and_commit()
@@ -306,7 +302,6 @@ class BatchConsumer(driver.Consumer):
         except Exception as error:  # noqa: BLE001 - whatever it is, going on would commit what is not durable
             await self._fail("a flush", error)
             return False
-        self._flush_s = time.monotonic() - began
         self.app.sensors.on_commit_completed(self, sensor)
         return committed
 
@@ -410,9 +405,7 @@ class BatchProducer(driver.Producer):
 
     def _new_producer(self, transactional_id: str | None = None) -> AIOKafkaProducer:
         producer = super()._new_producer(transactional_id)
-        be_patient(producer.client)
-        # What waits for a leader would be given up after the timeout of a request, and the worker with it.
-        producer._message_accumulator._batch_ttl = FLUSH_LIMIT_S
+        be_patient(producer)
         return producer
 
     def _settings_extra(self) -> Mapping[str, Any]:

@@ -27,6 +27,11 @@ SUPPRESSED: Final = Counter(
     ["filter"],
 )
 
+PARTITIONS_HALTED: Final = Gauge(
+    "contextengine_partitions_halted",
+    "Partitions of this worker that go no further, because the broker refuses a record that follows from them.",
+)
+
 
 class InjectionsEnded(Counter):
     """Of the providers, which events name and could invent, only the first so many have a label of their own."""

@@ -14,7 +14,6 @@ record, and nothing is compacted within its first hour. A tombstone has no value
 from __future__ import annotations
 
 import asyncio
-import struct
 import time
 from collections import OrderedDict, defaultdict
 from collections.abc import Iterator, Sequence
@@ -22,6 +21,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, Protocol, TypeAlias, TypeVar, cast
 
 from contextengine.errors import RecordRefused, UndecodableRecord
+from contextengine.schemas.session import RESERVED, STATE_HEADER, TOMBSTONE_HEADER
 from contextengine.tables.stores import ChangelogTable, PartitionStore
 
 if TYPE_CHECKING:
@@ -36,9 +36,6 @@ S = TypeVar("S")
 
 Headers: TypeAlias = Sequence[tuple[str, bytes]]
 
-VERSION: Final = struct.Struct(">qi")
-"""Last applied offset and generation. Big endian and never negative: the bytes compare as the numbers do."""
-VERSION_HEADER: Final = "cx-version"
 UNKNOWN: Final = b""
 """Less than every version."""
 REWRITE_AFTER_S: Final = 1_800
@@ -61,11 +58,15 @@ class PartitionClosed(Exception):
     """A batch of this partition failed half-way: its state and its outputs no longer belong together."""
 
 
+class PartitionHalted(PartitionClosed):
+    """The same, and what failed is that the broker refuses a record: the others can go on without this partition."""
+
+
 class PartitionLock:
     """Held by whoever changes a partition's state or outputs, and by the flush while it takes both.
 
     A holder that fails (or is cancelled) closes the partition: nothing of it may be written any more, so `async with`
-    raises PartitionClosed from then on.
+    raises PartitionClosed from then on, or PartitionHalted when the failure was RecordRefused.
     """
 
     def __init__(self, partition: int) -> None:
@@ -77,15 +78,21 @@ class PartitionLock:
         await self._lock.acquire()
         if self._broken_by is not None:
             self._lock.release()
-            raise PartitionClosed(
+            closed = PartitionHalted if isinstance(self._broken_by, RecordRefused) else PartitionClosed
+            raise closed(
                 f"partition {self._partition}: an earlier batch failed with {self._broken_by!r}"
             ) from self._broken_by
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._broken_by = error
+        if error is not None:
+            self.close(error)
         self._lock.release()
+
+    def close(self, error: BaseException) -> None:
+        """Nothing may be written any more because of this error; whoever holds the lock holds it to the end."""
+        self._broken_by = self._broken_by or error
 
 
 @dataclass(slots=True)
@@ -116,12 +123,19 @@ class ChangelogRecord(NamedTuple):
 
 
 @dataclass(slots=True)
+class _Written:
+    """Changelog records, and the batches in which they are sent."""
+
+    records: list[ChangelogRecord]
+    batches: list[BatchBuilder]
+
+
+@dataclass(slots=True)
 class Snapshot(Generic[S]):
-    """What a flush took from a partition: its changed states, encoded, and its own record, which is written last."""
+    """What a flush took from a partition: its changed states, and then its own record, ready to be sent."""
 
     partition: int
-    records: list[ChangelogRecord]
-    own_record: ChangelogRecord | None
+    steps: list[_Written]
     changed: dict[bytes, _Entry[S]]
 
 
@@ -206,15 +220,17 @@ class LiveTable(Generic[S]):
 
     # What the transport uses
 
-    def snapshot(self, partition: int, generation: int) -> Snapshot[S]:
+    def snapshot(self, partition: int, generation: int, producer: AIOKafkaProducer) -> Snapshot[S]:
         """Take what has changed since the last one. RecordRefused when a state is too large for the changelog."""
         of = self._of(partition)
         unchanged = self._unchanged_records(partition, of)
         changed, of.changed = of.changed, {}
         records = [self._record(key, entry, generation) for key, entry in changed.items()] + unchanged
         own_key = partition_key(partition)
-        own = [record for record in records if record.key == own_key]
-        return Snapshot(partition, [r for r in records if r.key != own_key], own[0] if own else None, changed)
+        steps = [r for r in records if r.key != own_key], [r for r in records if r.key == own_key]
+        return Snapshot(
+            partition, [_Written(step, list(record_batches(producer, step))) for step in steps if step], changed
+        )
 
     def put_back(self, snapshot: Snapshot[S]) -> None:
         """Undo a snapshot that was not written: the next one takes the same states, as they are then."""
@@ -223,9 +239,8 @@ class LiveTable(Generic[S]):
 
     async def write(self, snapshot: Snapshot[S], producer: AIOKafkaProducer) -> None:
         """Write a snapshot, and wait until the broker has all of it."""
-        await self._append(snapshot.partition, snapshot.records, producer)
-        if snapshot.own_record is not None:
-            await self._append(snapshot.partition, [snapshot.own_record], producer)
+        for step in snapshot.steps:
+            await self._append(snapshot.partition, step, producer)
         of = self._of(snapshot.partition)
         for key, entry in snapshot.changed.items():
             if entry.state is None and of.live.get(key) is entry and key not in of.changed:
@@ -241,7 +256,7 @@ class LiveTable(Generic[S]):
             known = versions.get(key)
             if known is None:
                 stored = self._store.read(partition, key)
-                known = UNKNOWN if stored is None else stored[: VERSION.size]
+                known = UNKNOWN if stored is None else stored[: STATE_HEADER.size]
             if version >= known:
                 values[key], versions[key] = record.value, version
                 outdated.discard(key)
@@ -286,9 +301,9 @@ class LiveTable(Generic[S]):
         of.changed[key] = entry
 
     def _record(self, key: bytes, entry: _Entry[S], generation: int) -> ChangelogRecord:
-        version = VERSION.pack(max(entry.offset, 0), generation)
+        version = STATE_HEADER.pack(max(entry.offset, 0), generation)
         if entry.state is None:
-            return ChangelogRecord(key, None, [(VERSION_HEADER, version)])
+            return ChangelogRecord(key, None, [(TOMBSTONE_HEADER, version)])
         value = version + self._codec.encode(entry.state)
         if len(value) > MAX_STATE_BYTES:
             raise RecordRefused(f"{self.changelog_topic}: the state of {key!r} has {len(value)} bytes, too many")
@@ -306,29 +321,24 @@ class LiveTable(Generic[S]):
                 records.append(ChangelogRecord(key, value, ()))
         return records
 
-    async def _append(self, partition: int, records: list[ChangelogRecord], producer: AIOKafkaProducer) -> None:
-        if not records:
-            return
-        sent = [
-            (await producer.send_batch(batch, self.changelog_topic, partition=partition), batch.record_count())
-            for batch in record_batches(producer, records)
-        ]
-        acknowledged = await asyncio.gather(*(future for future, _ in sent))
-        changelog_offset = acknowledged[-1].offset + sent[-1][1] - 1
-        self._store.write(partition, {record.key: record.value for record in records}, changelog_offset)
+    async def _append(self, partition: int, step: _Written, producer: AIOKafkaProducer) -> None:
+        sent = [await producer.send_batch(batch, self.changelog_topic, partition=partition) for batch in step.batches]
+        acknowledged = await asyncio.gather(*sent)
+        changelog_offset = acknowledged[-1].offset + step.batches[-1].record_count() - 1
+        self._store.write(partition, {record.key: record.value for record in step.records}, changelog_offset)
         written, now = self._of(partition).written, time.monotonic()
-        for record in records:
+        for record in step.records:
             written.pop(record.key, None)
             if record.value is not None:
                 written[record.key] = now
 
     def _decode(self, value: bytes) -> S:
-        return self._codec.decode(value[VERSION.size :])
+        return self._codec.decode(value[STATE_HEADER.size :])
 
 
 def partition_key(partition: int) -> bytes:
     """The reserved key of a partition's own record; no other key begins with a zero byte."""
-    return b"\x00partition:%d" % partition
+    return RESERVED + b"partition:%d" % partition
 
 
 def record_batches(producer: AIOKafkaProducer, records: Iterable[Any]) -> Iterator[BatchBuilder]:
@@ -345,7 +355,7 @@ def record_batches(producer: AIOKafkaProducer, records: Iterable[Any]) -> Iterat
 
 
 def _offset(value: bytes) -> int:
-    offset: int = VERSION.unpack_from(value)[0]
+    offset: int = STATE_HEADER.unpack_from(value)[0]
     return offset
 
 
@@ -353,9 +363,9 @@ def _version(record: ConsumerRecord) -> bytes:
     """The version of a changelog record, as comparable bytes."""
     if record.value is None:
         # A tombstone of somebody else's hand has no version: it is meant, so it counts.
-        return next((value for name, value in record.headers if name == VERSION_HEADER), b"\xff")
-    if len(record.value) < VERSION.size:
+        return next((value for name, value in record.headers if name == TOMBSTONE_HEADER), b"\xff")
+    if len(record.value) < STATE_HEADER.size:
         raise UndecodableRecord(
             f"changelog {record.topic} partition {record.partition} offset {record.offset}: no version in front"
         )
-    return bytes(record.value[: VERSION.size])
+    return bytes(record.value[: STATE_HEADER.size])

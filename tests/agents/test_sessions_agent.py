@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import random
-from unittest.mock import AsyncMock
+from unittest.mock import AsyncMock, Mock
 
 import msgspec
 import pytest
@@ -13,7 +13,7 @@ from aiokafka.structs import ConsumerRecord
 
 from contextengine.app import build_app
 from contextengine.engine import decide as deciding
-from contextengine.errors import LogReplaced, RecordRefused
+from contextengine.errors import LogReplaced
 from contextengine.rulefile import parse_rules, rules_hash
 from contextengine.schemas.codec import decode, encode
 from contextengine.schemas.context import Context, ContextMetadata
@@ -21,6 +21,7 @@ from contextengine.schemas.decision import DecisionMade
 from contextengine.schemas.events import InjectionRedriven, MessageCompleted, RulesChanged, SessionStarted, Tick
 from contextengine.schemas.injection import FailurePolicy, InjectionAttempt
 from contextengine.settings import load
+from contextengine.tables.live import PartitionHalted
 from contextengine.topics.catalogue import EVENT_BYTES, partition_for
 from contextengine.topics.rulebook import LOG_ID, Entry
 
@@ -134,14 +135,14 @@ async def test_what_is_too_large_for_the_dead_letters_is_kept_folded_or_cut_and_
     desk.agent._outbox.send = noted = AsyncMock()
     await desk.judge(desk.record(value))
     noted.assert_awaited()
-    [output] = desk.agent._outbox._unsent[desk.number].outputs["contextengine.injections.dead", desk.number]
-    headers = dict(output.headers)
+    [(_, kept, told)] = desk.agent._outbox._unsent[desk.number].outputs["contextengine.injections.dead", desk.number]
+    headers = dict(told)
     assert headers["cx-encoding"] == encoding
     if encoding == b"gzip":
-        assert gzip.decompress(output.value) == value
+        assert gzip.decompress(kept) == value
     else:
         assert headers["cx-sha256"].decode() == hashlib.sha256(value).hexdigest()
-        assert value.startswith(output.value)
+        assert value.startswith(kept)
 
 
 async def test_a_header_without_a_value_stops_nothing(desk):
@@ -167,12 +168,27 @@ async def test_a_long_message_of_feelings_is_explained_in_a_record_that_fits(des
     assert len(encode(made)) < 5_000
 
 
-async def test_a_record_that_no_dead_letter_can_hold_stops_the_worker_and_is_never_dropped(desk):
+async def test_a_record_that_no_dead_letter_can_hold_halts_its_partition_and_is_never_dropped(desk):
     del desk.agent._outbox.add
     await desk.worker.rule_sets.refresh()
     desk.agent._outbox.send = AsyncMock()
-    with pytest.raises(RecordRefused):
-        await desk.judge(desk.record(random.Random(1).randbytes(400_000), key=b"k" * 600_000))  # noqa: S311
+    other = (desk.number + 1) % 4
+    batches = [
+        [desk.record(random.Random(1).randbytes(400_000), key=b"k" * 600_000)],  # noqa: S311
+        [desk.record(started()), desk.record(hello(1))],
+        [desk.record(b"garbage", partition=other)],
+    ]
+
+    class Stream:
+        async def events(self):
+            for records in batches:
+                yield Mock(message=Mock(partition=records[0].partition), value=records)
+
+    await desk.agent.run(Stream())
+    assert set(desk.agent._outbox._unsent) == {other}
+    with pytest.raises(PartitionHalted, match=r"k' has [0-9]+ bytes, allowed are"):
+        async with desk.agent.lock(desk.number):
+            pass
 
 
 @pytest.mark.parametrize(
@@ -181,6 +197,7 @@ async def test_a_record_that_no_dead_letter_can_hold_stops_the_worker_and_is_nev
         ({"session_id": "s2"}, "an injection of the session 's2', not of 's1'"),
         ({"policy": FailurePolicy(delay_ms=2**62)}, "delay_ms is"),
         ({"context": Context(ContextMetadata(source="r", key="k", created_ms=0, ttl_ms=2**63 - 1))}, "ttl_ms is"),
+        ({"context": Context(ContextMetadata("r", "k", 0, 1), {"n": "é" * 16_384})}, "32787 bytes of text, at most"),
     ],
 )
 async def test_a_redriven_injection_that_never_was_this_sessions_is_a_dead_letter(desk, changed, reason):

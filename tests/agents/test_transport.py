@@ -6,10 +6,12 @@ import asyncio
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
 from typing import Any
 
 import faust
 import pytest
+from aiokafka.producer.message_accumulator import BatchBuilder
 from counting import Counting
 from faust.types import TP
 from hypothesis import given
@@ -20,6 +22,7 @@ from contextengine.agents.outbox import Sent
 from contextengine.agents.owned_partitions import DeliveredBatches
 from contextengine.agents.transport import FAUST_SETTINGS, install
 from contextengine.errors import BrokerUnavailable, RecordRefused, SettingsInvalid
+from contextengine.tables.live import PartitionHalted
 
 
 def test_importing_starts_nothing():
@@ -85,7 +88,7 @@ class Acknowledgement:
         self._steps = steps
 
     def __await__(self) -> Iterator[None]:
-        self._steps.step("outputs", RecordRefused)
+        self._steps.step("outputs", self._steps.error_of_outputs)
         if self._steps.stalls:
             self._steps.member = False
         yield
@@ -99,6 +102,7 @@ class Steps:
         self.member = True
         self.stalls = False
         self.fails_at = ""
+        self.error_of_outputs: type[Exception] = BrokerUnavailable
         counting = Counting("127.0.0.1:1", "unit")
         self.table, self.outbox = counting.table, counting.outbox
         self.consumer: Any = counting.app.consumer
@@ -125,11 +129,14 @@ class Steps:
         self.table.put(0, b"k", {}, last_offset)
         self.outbox._sent[0].append(Sent("outputs", 0, 1, Acknowledgement(self)))
 
+    def create_batch(self) -> BatchBuilder:
+        """As the producer."""
+        return BatchBuilder(2**18, 0)
+
     async def write(self, snapshot: Any, producer: Any) -> None:  # noqa: ARG002
         """As LiveTable."""
-        if not snapshot.records:
-            return
-        self.step(f"states of generation {snapshot.records[0].value[8:12].hex()}", BrokerUnavailable)
+        for step in snapshot.steps:
+            self.step(f"states of generation {step.records[0].value[8:12].hex()}", BrokerUnavailable)
 
     async def commit(self, offsets: dict[TP, int]) -> bool:
         """As the consumer."""
@@ -162,7 +169,7 @@ async def test_outputs_come_before_states_and_states_before_the_offset(steps):
 @pytest.mark.parametrize(
     ("fails_at", "taken"),
     [
-        ("outputs", ["outputs", "crash: RecordRefused"]),
+        ("outputs", ["outputs", "crash: BrokerUnavailable"]),
         (STATES, ["outputs", STATES, "crash: BrokerUnavailable"]),
         ("offsets", ["outputs", STATES, "offsets", "crash: BrokerUnavailable"]),
     ],
@@ -174,6 +181,31 @@ async def test_a_step_that_fails_is_the_last_one_and_the_worker_stops(steps, fai
     assert steps.taken == taken
     assert not await steps.consumer.commit()
     assert steps.taken == taken
+
+
+async def test_a_partition_of_which_the_broker_refuses_a_record_halts_and_the_others_go_on(steps):
+    other, halted = TP(steps.tp.topic, 1), []
+    steps.consumer._owned.topics[steps.tp.topic] = replace(
+        steps.consumer._owned.topics[steps.tp.topic], on_halted=lambda *told: halted.append(told)
+    )
+    steps.consumer._owned.assign([steps.tp, other])
+    steps.consumer._owned.deliver(other, 49)
+    steps.consumer._acked_index[other].add(49)
+    steps.fails_at, steps.error_of_outputs = "outputs", RecordRefused
+    steps.batch_is_done(99)
+    assert await steps.consumer.commit()
+    assert (steps.committed, halted) == ({other: 50}, [(0, "outputs")])
+    with pytest.raises(PartitionHalted):
+        async with steps.table.lock(0):
+            pass
+    assert steps.consumer._owned.halted == {steps.tp}
+    assert not await steps.consumer.commit()
+    assert (steps.taken, len(halted)) == (["outputs", "offsets"], 1)
+    steps.consumer._owned.assign([steps.tp, other])
+    steps.batch_is_done(99)
+    steps.fails_at = ""
+    assert await steps.consumer.commit()
+    assert steps.committed[steps.tp] == 100
 
 
 async def test_batches_in_hand_of_a_worker_that_stops_are_judged_by_what_it_knows_and_send_nothing(steps):

@@ -15,8 +15,7 @@ from broker_log import logs_by_session, read, read_raw, until
 from contextengine.rulefile import parse_rules
 from contextengine.schemas.events import MessageCompleted, SessionStarted, TurnEnded, TurnStarted
 from contextengine.schemas.injection import InjectionAttempt
-from contextengine.schemas.session import Session, load_state
-from contextengine.tables.live import VERSION
+from contextengine.schemas.session import STATE_HEADER, Session, load_state
 from contextengine.testing import Call
 from contextengine.topics import admin
 from contextengine.topics.catalogue import catalogue
@@ -64,10 +63,11 @@ async def talk(publisher):
 async def states(settings):
     """What the changelog says of every session: for each key the greatest version counts."""
     greatest: dict[bytes, bytes] = {}
+    size = STATE_HEADER.size
     for record in await read_raw(settings, catalogue(settings).sessions_changelog):
-        if record.value is not None and record.value[: VERSION.size] >= greatest.get(record.key, b"")[: VERSION.size]:
+        if record.value is not None and record.value[:size] >= greatest.get(record.key, b"")[:size]:
             greatest[record.key] = record.value
-    return {key: load_state(value[VERSION.size :]) for key, value in greatest.items()}
+    return {key: load_state(value[size:]) for key, value in greatest.items()}
 
 
 async def test_a_worker_killed_twice_in_traffic_loses_no_injection_and_doubles_no_state(embedded_settings, tmp_path):

@@ -12,7 +12,7 @@ from fleet import Fleet, verify
 
 from contextengine.schemas.codec import decode
 from contextengine.schemas.events import Tick
-from contextengine.tables.live import VERSION
+from contextengine.schemas.session import STATE_HEADER
 from contextengine.topics.catalogue import catalogue
 
 SLEEP_BEFORE_STATES = """
@@ -56,7 +56,7 @@ async def undone(settings):
     greatest, last, behind = {}, {}, 0
     for record in await read_raw(settings, catalogue(settings).sessions_changelog):
         if record.value is not None:
-            version = record.value[: VERSION.size]
+            version = record.value[: STATE_HEADER.size]
             behind += version < greatest.get(record.key, b"")
             greatest[record.key] = max(version, greatest.get(record.key, b""))
             last[record.key] = version
@@ -144,7 +144,7 @@ async def test_workers_are_replaced_one_by_one_by_those_that_write_the_next_stat
                 await asyncio.sleep(1)
         proof = await verify(fleet, talk)
         versions = Counter(
-            msgspec.json.decode(record.value[VERSION.size :])["version"]
+            msgspec.json.decode(record.value[STATE_HEADER.size :])["version"]
             for record in await read_raw(fleet.settings, catalogue(fleet.settings).sessions_changelog)
             if record.value is not None
         )

@@ -82,23 +82,31 @@ async def test_poison_in_every_tenth_place_is_buried_unchanged_and_holds_nobody_
 
 
 async def test_a_dead_letter_that_cannot_be_written_halts_its_partition_until_it_can(kafka, tmp_path, base, figures):
-    """The record is not committed, and the log says which topic refuses; after the repair everything goes on."""
+    """It is not committed, its worker says so and is not ready, the others go on; a restart then mends it."""
     async with Fleet(kafka, tmp_path) as fleet:
-        topics = catalogue(fleet.settings)
+        topics, group = catalogue(fleet.settings), fleet.settings.worker_group
         async with fleet.under(base) as talk:
             await asyncio.sleep(3)
             await set_max_bytes(fleet.settings, topics.dead, 100)
             (offset,) = await write(fleet.settings, topics.events, b"no event", partition=5)
-            await until(lambda: not any(worker.runs for worker in fleet.workers), within_s=60)
-            halted_at = (await committed(fleet.settings, fleet.settings.worker_group, topics.events))[5]
-            said = [worker.said for worker in fleet.workers]
-            figures["workers stopped"] = [worker.status for worker in fleet.workers]
+
+            async def halted():
+                return [w for w in fleet.workers if await w.metric("contextengine_partitions_halted")]
+
+            await until(halted, within_s=30)
+            [owner] = await halted()
+            before = await committed(fleet.settings, group, topics.events)
+            await asyncio.sleep(3)
+            after = await committed(fleet.settings, group, topics.events)
+            ready = [await worker.is_ready() for worker in fleet.workers]
             await set_max_bytes(fleet.settings, topics.dead, topics.dead.max_message_bytes)
-            for worker in fleet.workers:
-                worker.launch()
+            await fleet.workers[0].stop()
+            await fleet.workers[0].start()
         proof = await verify(fleet, talk)
         dead = await read_raw(fleet.settings, topics.dead)
     figures |= {"injections": proof.injections, "attempts twice": proof.attempt_copies}
-    assert halted_at <= offset
-    assert all(topics.dead.name in log for log in said)
+    assert after[5] == before[5] <= offset
+    assert all(after[number] > before[number] for number in range(12) if number != 5)
+    assert ready == [worker is not owner for worker in fleet.workers]
+    assert f"{topics.dead.name} partition 5 refuses" in owner.said
     assert {record.value for record in dead} == {b"no event"}

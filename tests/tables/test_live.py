@@ -11,15 +11,16 @@ from hypothesis import strategies as st
 from kept_log import Log, new_table
 
 from contextengine.errors import RecordRefused, UndecodableRecord
+from contextengine.schemas.session import TOMBSTONE_HEADER
 from contextengine.tables import live
-from contextengine.tables.live import VERSION_HEADER, LiveTable, PartitionClosed, partition_key
+from contextengine.tables.live import LiveTable, PartitionClosed, partition_key
 
 P = 3
 
 
 async def flush(table: LiveTable[Any], log: Log, generation: int = 1) -> None:
     async with table.lock(P):
-        snapshot = table.snapshot(P, generation)
+        snapshot = table.snapshot(P, generation, log)
     await table.write(snapshot, log)
 
 
@@ -55,7 +56,7 @@ async def test_a_state_that_changes_often_is_written_once_for_each_flush(table, 
 async def test_a_flush_writes_a_state_as_it_was_under_the_lock(table, log):
     state = {"n": 1}
     table.put(P, b"k", state, 1)
-    snapshot = table.snapshot(P, 1)
+    snapshot = table.snapshot(P, 1, log)
     state["n"] = 2
     await table.write(snapshot, log)
     assert changelog(table, log)[0].value[12:] == b'{"n": 1}'
@@ -65,7 +66,7 @@ async def test_the_partitions_own_record_is_written_only_when_all_others_are_ack
     log.hold = True
     table.put_partition(P, {"floor": 9}, 9)
     table.put(P, b"k", {"n": 1}, 9)
-    writing = asyncio.ensure_future(table.write(table.snapshot(P, 1), log))
+    writing = asyncio.ensure_future(table.write(table.snapshot(P, 1, log), log))
     await asyncio.sleep(0.01)
     assert [record.key for record in changelog(table, log)] == [b"k"]
     log.hold = False
@@ -125,7 +126,7 @@ async def test_a_removed_key_is_a_tombstone_with_its_version_and_can_come_back(t
     await flush(table, log, generation=5)
     tombstone = changelog(table, log)[-1]
     assert tombstone.value is None
-    assert tombstone.headers == ((VERSION_HEADER, struct.pack(">qi", 2, 5)),)
+    assert tombstone.headers == ((TOMBSTONE_HEADER, struct.pack(">qi", 2, 5)),)
     assert table.get(P, b"k") is None
     table.put(P, b"k", {"n": 3}, 3)
     await flush(table, log)
@@ -141,7 +142,7 @@ async def records_of(*versions: tuple[int, int, Any]) -> list[Any]:
             writer.remove(P, b"k", offset)
         else:
             writer.put(P, b"k", state, offset)
-        await writer.write(writer.snapshot(P, generation), log)
+        await writer.write(writer.snapshot(P, generation, log), log)
         topic = writer.changelog_topic
     return log.records[topic, P]
 
@@ -199,7 +200,7 @@ def test_whatever_the_order_of_a_changelog_the_greatest_version_of_each_key_is_r
                 writer.put(P, key, number, offset)
             else:
                 writer.remove(P, key, offset)
-            await writer.write(writer.snapshot(P, generation), log)
+            await writer.write(writer.snapshot(P, generation, log), log)
             if (offset, generation) >= expected.get(key, ((-1, -1), None))[0]:
                 expected[key] = ((offset, generation), number if keep else None)
         table = new_table()
@@ -243,7 +244,7 @@ async def test_the_half_hour_begins_anew_with_a_restore(table, log, monkeypatch)
 async def test_a_flush_that_was_not_written_can_be_put_back(table, log):
     table.put(P, b"a", 1, 1)
     table.put(P, b"b", 1, 1)
-    snapshot = table.snapshot(P, 1)
+    snapshot = table.snapshot(P, 1, log)
     table.put(P, b"b", 2, 2)
     table.put_back(snapshot)
     await flush(table, log)
@@ -288,10 +289,10 @@ async def test_a_batch_and_a_flush_take_turns(table):
     assert order == ["batch", "batch", "flush", "flush", "batch", "batch"]
 
 
-async def test_a_state_that_the_changelog_cannot_take_is_named(table):
+async def test_a_state_that_the_changelog_cannot_take_is_named(table, log):
     table.put(P, b"huge", "x" * 1_100_000, 1)
     with pytest.raises(RecordRefused, match="huge"):
-        table.snapshot(P, 1)
+        table.snapshot(P, 1, log)
 
 
 async def test_states_that_do_not_fit_into_one_batch_go_into_several(table, log):

@@ -38,9 +38,9 @@ async def test_rocksdb_remembers_how_far_it_has_come(tmp_path):
     table = new_table("rocksdb://", str(tmp_path))
     table.put(0, b"k", "state", 5)
     log = Log()
-    await table.write(table.snapshot(0, 1), log)
+    await table.write(table.snapshot(0, 1, log), log)
     table.put(0, b"k", "later", 6)
-    await table.write(table.snapshot(0, 1), log)
+    await table.write(table.snapshot(0, 1, log), log)
     assert table.faust_table.persisted_offset(TP(table.changelog_topic, 0)) == 1
     table._store._dbs.clear()
     again = new_table("rocksdb://", str(tmp_path))
