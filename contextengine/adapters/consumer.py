@@ -216,25 +216,28 @@ class DeliveryConsumer:
         task = asyncio.current_task()
         assert task is not None  # noqa: S101  it runs in one
         while not partition.leaving and (queued := partition.lanes.head(session_id)) is not None:
-            provider = queued.attempt.destination.provider
-            async with self._room[provider]:
-                partition.sending.add(task)
-                try:
-                    await self._deliver(partition, queued)
-                    partition.lanes.pop(session_id)
-                    self._reader.finish(queued.record)
-                finally:
-                    partition.sending.discard(task)
+            try:
+                async with self._room[queued.attempt.destination.provider]:
+                    partition.sending.add(task)
+                    verdict = partition.known.of(queued.attempt) or await self._deliver(partition, queued)
+                await self._tell(partition, queued, verdict)
+                partition.lanes.pop(session_id)
+                self._reader.finish(queued.record)
+            finally:
+                partition.sending.discard(task)
 
-    async def _deliver(self, partition: _Partition, queued: Queued) -> None:
-        attempt, trace = queued.attempt, trace_of(queued.record.headers)
-        verdict = partition.known.of(attempt)
+    async def _deliver(self, partition: _Partition, queued: Queued) -> AttemptVerdict:
+        attempt = queued.attempt
+        verdict = without_sending(queued, self._attempts.now_ms(), self._adapters)
         if verdict is None:
-            verdict = without_sending(queued, self._attempts.now_ms(), self._adapters)
-            if verdict is None:
-                verdict = await self._send(attempt)
-            elif queued.record.timestamp < partition.ours_since_ms:
-                verdict = await self._find(attempt) or verdict
+            return await self._send(attempt)
+        if queued.record.timestamp < partition.ours_since_ms:
+            return await self._find(attempt) or verdict
+        return verdict
+
+    async def _tell(self, partition: _Partition, queued: Queued, verdict: AttemptVerdict) -> None:
+        attempt, trace = queued.attempt, trace_of(queued.record.headers)
+        if partition.known.of(attempt) is None:
             await self._attempts.add_verdict(verdict, partition.number, trace)
             partition.known.add(verdict)
             ATTEMPTS.labels(verdict.verdict).inc()
