@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.errors import GroupCoordinatorNotAvailableError
 from arena import PARTITIONS, arguments, broker, create_topics, floor, machine, new_name, process, say
 
 from contextengine.adapters.simulators.openai_realtime import RealtimeSimulator
@@ -231,11 +232,19 @@ async def members(address: str, *groups: str) -> None:
     await client.start()
     try:
         for name in groups:
-            while (await client.describe_consumer_groups([name]))[0].groups[0][2] != "Stable":  # noqa: ASYNC110
+            while not await in_balance(client, name):  # noqa: ASYNC110
                 await asyncio.sleep(0.2)
     finally:
         await client.close()
     await asyncio.sleep(3)
+
+
+async def in_balance(client: AIOKafkaAdminClient, group: str) -> bool:
+    """Whether a group has all its members."""
+    try:
+        return bool((await client.describe_consumer_groups([group]))[0].groups[0][2] == "Stable")
+    except GroupCoordinatorNotAvailableError:  # a new Kafka makes its offsets topic first
+        return False
 
 
 async def read(address: str, topic: str) -> AsyncIterator[Any]:

@@ -6,7 +6,7 @@ Only the standard library, fastavro and msgspec are needed, so that it runs in a
 from __future__ import annotations
 
 import io
-import uuid
+from collections.abc import Callable
 from typing import Any, Final
 
 import fastavro
@@ -26,6 +26,15 @@ class Event(msgspec.Struct, gc=False):
     text: str
     confidence: float
     attributes: dict[str, str]
+
+
+class Injection(msgspec.Struct, gc=False):
+    """What a session is told; `INJECTION` is its schema."""
+
+    id: str
+    session_id: str
+    deadline_ms: int
+    text: str
 
 
 class Session(msgspec.Struct):
@@ -111,8 +120,19 @@ def decode(value: bytes) -> Event:
     return Event(**fields)
 
 
-def judge(event: Event, session: Session, offset: int, one_output_in: int) -> bytes | None:
-    """Update a session by an event; an injection for some."""
+def injection(injection_id: str, session_id: str, deadline_ms: int, text: str) -> bytes:
+    """An injection in Avro, by fastavro."""
+    return avro(INJECTION, {"id": injection_id, "session_id": session_id, "deadline_ms": deadline_ms, "text": text})
+
+
+def judge(
+    event: Event,
+    session: Session,
+    offset: int,
+    one_output_in: int,
+    injection: Callable[[str, str, int, str], bytes] = injection,
+) -> bytes | None:
+    """Update a session by an event; an injection for some. Its id is derived: a copy after a crash has the same."""
     session.offset = offset
     session.events += 1
     session.last_ms = event.at_ms
@@ -121,7 +141,4 @@ def judge(event: Event, session: Session, offset: int, one_output_in: int) -> by
     if session.events % one_output_in:
         return None
     text = "The technician is twelve minutes away; offer the caller a message when he arrives."
-    return avro(
-        INJECTION,
-        {"id": uuid.uuid4().hex, "session_id": event.session_id, "deadline_ms": session.last_ms, "text": text},
-    )
+    return injection(f"{event.session_id}/{event.seq}", event.session_id, session.last_ms, text)

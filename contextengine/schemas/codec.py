@@ -11,11 +11,10 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Mapping
-from types import NoneType
-from typing import Any, Final, TypeVar, get_args, get_type_hints
+from typing import Any, Final, TypeVar
 
 import msgspec
-from fastavro import parse_schema, schemaless_reader, schemaless_writer
+from fastavro import parse_schema, schemaless_reader
 from msgspec import Struct
 
 from contextengine.errors import UndecodableRecord
@@ -23,6 +22,7 @@ from contextengine.schemas.avro import NAMESPACE, fingerprint_of, former, schema
 from contextengine.schemas.dead_letter import DeadLetterRedriven
 from contextengine.schemas.decision import DecisionMade
 from contextengine.schemas.decoder import Decoder, decoder_of
+from contextengine.schemas.encoder import encoder_of
 from contextengine.schemas.events import (
     CONVERSATION_EVENTS,
     AttemptReported,
@@ -66,32 +66,15 @@ RECORDS: Final[tuple[type[Struct], ...]] = (
 )
 
 
-def _is_plain(hint: Any) -> bool:
-    """Whether our value of this type is Avro's; an enum or a record must be converted."""
-    parts = get_args(hint) or (hint,)
-    return all(part in (str, int, float, bool, bytes, NoneType) for part in parts)
-
-
 class _Form:
-    """One version of a record's schema: how it is read, and the newest one also how it is written."""
+    """One version of a record's schema, and how what was written in it is read."""
 
-    __slots__ = ("_decode", "_nested", "_newest", "_schema", "fingerprint", "record")
+    __slots__ = ("_decode", "fingerprint", "record")
 
-    def __init__(self, record: type[Struct], schema: dict[str, Any], newest: dict[str, Any] | None = None) -> None:
+    def __init__(self, record: type[Struct], schema: dict[str, Any], decode: Decoder[Struct]) -> None:
         self.record = record
         self.fingerprint = fingerprint_of(schema)
-        self._schema = parse_schema(schema)
-        self._newest = None if newest is None else parse_schema(newest)
-        self._nested = not all(_is_plain(hint) for hint in get_type_hints(record).values())
-        self._decode: Decoder[Struct] = decoder_of(record) if newest is None else self._resolve
-
-    def write(self, out: io.BytesIO, record: Struct) -> None:
-        """Append the payload of `record`."""
-        fields = msgspec.to_builtins(record) if self._nested else msgspec.structs.asdict(record)
-        try:
-            schemaless_writer(out, self._schema, fields)
-        except OverflowError as error:
-            raise ValueError(f"{self.record.__name__}: {error}") from error
+        self._decode = decode
 
     def read(self, data: bytes, start: int) -> Struct:
         """The record whose payload begins at `start`; UndecodableRecord says what is wrong with it."""
@@ -104,19 +87,26 @@ class _Form:
             raise UndecodableRecord(f"{self.record.__name__}: {told}")
         return record
 
-    def _resolve(self, data: bytes, start: int) -> tuple[Struct, int]:
-        """A record of an older version, as one of the newest."""
+
+def _former_decoder(record: type[Struct], schema: dict[str, Any]) -> Decoder[Struct]:
+    """The decoder of an older version of a record, which becomes one of the newest."""
+    written, newest = parse_schema(schema), parse_schema(schema_of(record))
+
+    def decode(data: bytes, start: int) -> tuple[Struct, int]:
         stream = io.BytesIO(data)
         stream.seek(start)
-        return msgspec.convert(schemaless_reader(stream, self._schema, self._newest), self.record), stream.tell()
+        return msgspec.convert(schemaless_reader(stream, written, newest), record), stream.tell()
+
+    return decode
 
 
-_NEWEST: Final = {record: _Form(record, schema_of(record)) for record in RECORDS}
-_FORMS: Final = [
-    *_NEWEST.values(),
-    *(_Form(record, schema, schema_of(record)) for record in RECORDS for schema in former(record)),
+_NEWEST: Final = {record: _Form(record, schema_of(record), decoder_of(record)) for record in RECORDS}
+_FORMER: Final = [
+    _Form(record, schema, _former_decoder(record, schema)) for record in RECORDS for schema in former(record)
 ]
+_FORMS: Final = [*_NEWEST.values(), *_FORMER]
 _SINGLE_OBJECT: Final = {MARKER + form.fingerprint: form for form in _FORMS}
+_ENCODERS: Final = {record: encoder_of(record) for record in RECORDS}
 _R = TypeVar("_R", bound=Struct)
 
 
@@ -127,17 +117,19 @@ class Codec:
     """
 
     def __init__(self, headers: Mapping[bytes, bytes]) -> None:
-        self._headers = {record: headers[form.fingerprint] for record, form in _NEWEST.items()}
+        self._writers = {record: (headers[form.fingerprint], _ENCODERS[record]) for record, form in _NEWEST.items()}
         self._forms = {headers[form.fingerprint]: form for form in _FORMS}
         self._header_bytes = len(next(iter(self._forms)))
 
     def encode(self, record: Struct) -> bytes:
         """The bytes of `record`. TypeError or ValueError when a field holds what its type does not allow."""
-        kind = type(record)
-        out = io.BytesIO()
-        out.write(self._headers[kind])
-        _NEWEST[kind].write(out, record)
-        return out.getvalue()
+        header, payload_of = self._writers[type(record)]
+        try:
+            return header + payload_of(record)
+        except UnicodeEncodeError:
+            raise
+        except Exception as error:  # a wrong value raises many types
+            raise _refusal(record, error) from error
 
     def decode(self, data: bytes) -> Struct:
         """The record in `data`; UndecodableRecord says what is wrong with the bytes.
@@ -190,6 +182,15 @@ def _without_doc(schema: Any) -> Any:
         kept = {name: part for name, part in schema.items() if name != "doc"}
         return {name: part if name == "default" else _without_doc(part) for name, part in kept.items()}
     return schema
+
+
+def _refusal(record: Struct, error: Exception) -> TypeError | ValueError:
+    """What is wrong with a record that `error` kept from being written: msgspec names the field of another type."""
+    try:
+        msgspec.convert(msgspec.to_builtins(record, builtin_types=(bytes,)), type(record))
+    except (TypeError, ValueError) as mismatch:
+        return TypeError(f"{type(record).__name__}: {mismatch}")
+    return ValueError(f"{type(record).__name__}: {error}")
 
 
 def _unknown_header(data: bytes) -> str:

@@ -6,6 +6,8 @@ with. A record of another version of its schema is fastavro's to read.
 
 Whatever the bytes are, a decoder ends: it never goes back, and everything that it reads or repeats takes at least a
 byte that is there. It may take cut-off bytes for a record, which then ends behind them: the caller compares the end.
+Kafka's own numbers are Avro's, so aiokafka's C reads those of several bytes. It looks for no end of the data: the first
+byte was there, and the last of `bytes` in memory is a zero, which ends every number.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from types import NoneType, UnionType
 from typing import Any, Final, TypeAlias, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import msgspec
+from aiokafka.record.util import decode_varint
 from msgspec import Struct
 
 from contextengine.schemas.avro import union_members
@@ -30,38 +33,13 @@ _SIGNED: Final = tuple(number >> 1 ^ -(number & 1) for number in range(128))
 """The numbers of one byte, zigzag undone."""
 
 
-def _long(data: bytes, at: int, low: int) -> tuple[int, int]:
-    """The rest of a number whose first byte is `low`, zigzag not undone, and where it ends."""
-    number, shift = low & 127, 7
-    while shift < 64:
-        byte = data[at]
-        at += 1
-        number |= (byte & 127) << shift
-        if byte < 128:
-            if number >> 64:
-                break
-            return number, at
-        shift += 7
-    raise ValueError("a number of more than 64 bits")
-
-
-def _length(data: bytes, at: int, low: int) -> tuple[int, int]:
-    """The same of a length, in bytes."""
-    if low > 127:
-        low, at = _long(data, at, low)
-    if low & 1:
-        raise ValueError("a length below 0")
-    return low >> 1, at
-
-
 class _Writer:
     """Writes the decoder of a record: `steps` leave the value of a type in a variable and move `at` behind it."""
 
     def __init__(self) -> None:
         self.lines: list[str] = []
         self.names: dict[str, Any] = {
-            "_long": _long,
-            "_length": _length,
+            "_varint": decode_varint,
             "_signed": _SIGNED,
             "_double": Layout("<d").unpack_from,
         }
@@ -82,9 +60,9 @@ class _Writer:
         elif hint is int:
             self._write(
                 indent,
-                f"{into} = data[at]; at += 1",
-                f"if {into} < 128: {into} = _signed[{into}]",
-                f"else: {into}, at = _long(data, at, {into}); {into} = {into} >> 1 ^ -({into} & 1)",
+                f"{into} = data[at]",
+                f"if {into} < 128: {into} = _signed[{into}]; at += 1",
+                f"else: {into}, at = _varint(data, at)",
             )
         elif hint is float:
             self._write(indent, f"{into}, = _double(data, at); at += 8")
@@ -107,9 +85,11 @@ class _Writer:
     def _bytes(self, indent: str) -> None:
         self._write(
             indent,
-            "size = data[at]; at += 1",
-            "if size & 129: size, at = _length(data, at, size)",
-            "else: size >>= 1",
+            "size = data[at]",
+            "if size & 129:",
+            " size, at = _varint(data, at)",
+            " if size < 0: raise ValueError('a length below 0')",
+            "else: size >>= 1; at += 1",
             "end = at + size",
         )
 

@@ -175,3 +175,9 @@ def test_a_reader_that_expects_one_type_refuses_another():
 def test_a_field_with_the_wrong_content_is_refused_when_it_is_written(wrong):
     with pytest.raises((TypeError, ValueError)):
         encode(wrong)
+
+
+def test_the_refusal_of_a_wrong_type_names_the_record_and_the_field():
+    verdict = msgspec.structs.replace(VERDICT, tries=1.5)
+    with pytest.raises(TypeError, match=r"AttemptReported: Expected `int`, got `float` - at `\$\.verdict\.tries`"):
+        encode(AttemptReported(session_id="s", verdict=verdict))
