@@ -141,17 +141,20 @@ def batch_app(run: Run, store: str = "memory://") -> tuple[faust.App, LiveTable[
 def fast_path(run: Run) -> faust.App:
     """Batches, live state, outputs in record batches."""
     read, write = decoder_of(Event), encoder_of(Injection)
-    return fast_path_with(run, lambda value: read(value, 0)[0], lambda *fields: write(Injection(*fields)))
+    return fast_path_with(run, read, lambda name, session, due_ms, text: write(Injection(name, session, due_ms, text)))
 
 
 def fast_path_with_fastavro(run: Run) -> faust.App:
     """The same, with everybody's codec."""
-    return fast_path_with(run, decode, injection)
+    return fast_path_with(run, lambda value, _: (decode(value), 0), injection)
 
 
-def fast_path_with(run: Run, read: Callable[[bytes], Event], write: Callable[[str, str, int, str], bytes]) -> faust.App:
+def fast_path_with(
+    run: Run, read: Callable[[bytes, int], tuple[Event, int]], write: Callable[[str, str, int, str], bytes]
+) -> faust.App:
     """The fast path with this codec."""
     app, sessions, outbox = batch_app(run)
+    injections, one_output_in = run.injections, run.one_output_in
 
     @app.agent(app.topic(run.events, key_serializer="raw", value_serializer="raw"))
     async def work(stream: Any) -> None:
@@ -162,10 +165,11 @@ def fast_path_with(run: Run, read: Callable[[bytes], Event], write: Callable[[st
                     session = sessions.get(partition, record.key) or Session()
                     if record.offset <= session.offset:
                         continue
-                    output = judge(read(record.value), session, record.offset, run.one_output_in, write)
+                    event, _ = read(record.value, 0)
+                    output = judge(event, session, record.offset, one_output_in, write)
                     sessions.put(partition, record.key, session, record.offset)
                     if output is not None:
-                        outbox.add(run.injections, partition, record.key, output)
+                        outbox.add(injections, partition, record.key, output)
                     if outbox.is_due(partition):
                         await outbox.send(partition)
                 await outbox.send(partition)

@@ -11,7 +11,7 @@ import math
 import socket
 import uuid
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import faust
@@ -78,9 +78,13 @@ class Worker:
     lag: PartitionLag
     codec: Codec
     broker: str
+    halted: dict[int, str] = field(default_factory=dict)
 
     async def take_over(self, partitions: Iterable[int]) -> None:
         """Mark each partition's log, check that it is the one we know, and wait for its timers again."""
+        self.halted.clear()
+        PARTITIONS_HALTED.set(0)
+        self.health.meet(ALL_GO_ON)
         await self.check_topics()
         events = {number: TP(self.topics.events.name, number) for number in partitions}
         starts = await self.app.consumer.earliest_offsets(*events.values())
@@ -99,8 +103,6 @@ class Worker:
             self.lag.watch(number)
         # Durable before the first record: begun anew after a kill, a partition could be judged by other rules.
         await self.app.consumer.commit()
-        PARTITIONS_HALTED.set(0)
-        self.health.meet(ALL_GO_ON)
         self.health.meet(PARTITIONS_OWNED)
 
     async def check_topics(self) -> None:
@@ -134,10 +136,10 @@ class Worker:
 
     def halt(self, partition: int, why: str) -> None:
         """The broker has refused a record of this partition, which goes no further until it is assigned anew."""
-        PARTITIONS_HALTED.inc()
-        self.health.miss(
-            ALL_GO_ON, f"partition {partition} halts, uncommitted: {why}; when that is mended, restart a worker"
-        )
+        self.halted[partition] = why
+        PARTITIONS_HALTED.set(len(self.halted))
+        told = "; ".join(f"partition {number}: {refusal}" for number, refusal in sorted(self.halted.items()))
+        self.health.miss(ALL_GO_ON, f"halted, uncommitted: {told}; when that is mended, restart this worker")
 
     async def watch_broker(self) -> None:
         """Keep saying whether the worker's group answers its heartbeats, until cancelled."""

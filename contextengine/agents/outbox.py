@@ -17,7 +17,7 @@ from aiokafka.record.default_records import DefaultRecordBatchBuilder
 
 from contextengine.errors import BrokerUnavailable, RecordRefused
 from contextengine.tables.live import record_batches
-from contextengine.topics.errand import NO_ANSWER
+from contextengine.topics.errand import REFUSES_THE_RECORD
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Mapping, Sequence
@@ -42,9 +42,9 @@ _Output: TypeAlias = "tuple[bytes | None, bytes | None, Headers]"
 
 @dataclass(slots=True)
 class _Unsent:
-    """Outputs of one input partition that are not on their way, by topic and partition."""
+    """Outputs of one input partition that are not on their way, by topic and partition; due at a monotonic time."""
 
-    since: float
+    due_s: float
     count: int = 0
     outputs: defaultdict[tuple[str, int], list[_Output]] = field(default_factory=lambda: defaultdict(list))
 
@@ -96,16 +96,14 @@ class Outbox:
         cause = partition if caused_by is None else caused_by
         unsent = self._unsent.get(cause)
         if unsent is None:
-            unsent = self._unsent[cause] = _Unsent(time.monotonic())
+            unsent = self._unsent[cause] = _Unsent(time.monotonic() + SEND_AFTER_S)
         unsent.outputs[topic, partition].append((key, value, headers))
         unsent.count += 1
 
     def is_due(self, partition: int) -> bool:
         """Whether the outputs of an input partition have waited long enough, or are enough, to be sent."""
         unsent = self._unsent.get(partition)
-        return unsent is not None and (
-            unsent.count >= SEND_AFTER_RECORDS or time.monotonic() - unsent.since >= SEND_AFTER_S
-        )
+        return unsent is not None and (unsent.count >= SEND_AFTER_RECORDS or time.monotonic() >= unsent.due_s)
 
     async def send(self, partition: int) -> None:
         """Send the outputs of an input partition; on return the next flush waits for them."""
@@ -146,17 +144,24 @@ class Outbox:
 
 
 async def acknowledged(sent: Sequence[Sent]) -> None:
-    """Wait until the broker has answered all outputs. RecordRefused or BrokerUnavailable, naming where they went."""
+    """Wait until the broker has answered all outputs; the first that it has not taken is a `failure`."""
     answers = await asyncio.gather(*(output.acknowledged for output in sent), return_exceptions=True)
     for output, error in zip(sent, answers, strict=True):
-        if isinstance(error, (*NO_ANSWER, kafka.NotLeaderForPartitionError)):
-            raise BrokerUnavailable(f"{output.topic} partition {output.partition}: {error!r}") from error
-        if isinstance(error, kafka.KafkaError):
-            raise RecordRefused(
-                f"{output.topic} partition {output.partition} refuses {output.records} records: {error!r}"
-            ) from error
         if isinstance(error, BaseException):
-            raise error
+            raise failure(output.topic, output.partition, output.records, error) from error
+
+
+def failure(topic: str, partition: int, records: int, error: BaseException) -> BaseException:
+    """What it means that records were not taken: RecordRefused, or BrokerUnavailable.
+
+    A refused batch takes its sequence number with it, so what this producer sends to that partition later is out of
+    order. That is no refusal: the worker ends, and begins again with another producer.
+    """
+    if isinstance(error, (*REFUSES_THE_RECORD, kafka.TopicAuthorizationFailedError)):
+        return RecordRefused(f"{topic} partition {partition} refuses {records} records: {error!r}")
+    if isinstance(error, kafka.KafkaError | OSError):
+        return BrokerUnavailable(f"{topic} partition {partition}: {error!r}")
+    return error
 
 
 def _look_away(future: asyncio.Future[object]) -> None:

@@ -21,9 +21,10 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from aiokafka.errors import KafkaError
 from faust.types import TP
 
-from contextengine.agents.outbox import Outbox, Sent, acknowledged
+from contextengine.agents.outbox import Outbox, Sent, acknowledged, failure
 from contextengine.errors import RecordRefused
 from contextengine.tables.live import LiveTable, PartitionHalted, Snapshot
 
@@ -171,23 +172,35 @@ class OwnedPartitions:
             except (RecordRefused, PartitionHalted) as refusal:
                 self._halt(tp, refusal)
             await asyncio.sleep(0)  # to encode the states of all partitions in one go would hold up the delivery
-        answers = await asyncio.gather(*(acknowledged(of.sent) for of in taken), return_exceptions=True)
-        for of, error in zip(taken, answers, strict=True):
-            if isinstance(error, RecordRefused):
-                self._halt(of.tp, error)
-            elif error is not None:
-                raise error
-        taken = [of for of in taken if of.tp not in self.halted]
+        taken = await self._each(taken, lambda of: acknowledged(of.sent))
         if not may_write():
             for of in taken:
                 topic = self.topics[of.tp.topic]
                 topic.outbox.put_back(of.tp.partition, of.sent)
                 topic.table.put_back(of.snapshot)
             return {}
-        await asyncio.gather(*(self.topics[of.tp.topic].table.write(of.snapshot, producer) for of in taken))
+        taken = await self._each(taken, lambda of: self._write(of, producer))
         if not may_write():
             return {}
         return {of.tp: of.committable for of in taken if of.committable is not None}
+
+    async def _each(self, taken: list[_Taken], step: Callable[[_Taken], Awaitable[None]]) -> list[_Taken]:
+        """Take a step for all partitions at once; those that have not halted at it."""
+        answers = await asyncio.gather(*map(step, taken), return_exceptions=True)
+        for of, error in zip(taken, answers, strict=True):
+            if isinstance(error, RecordRefused):
+                self._halt(of.tp, error)
+            elif error is not None:
+                raise error
+        return [of for of in taken if of.tp not in self.halted]
+
+    async def _write(self, of: _Taken, producer: AIOKafkaProducer) -> None:
+        table = self.topics[of.tp.topic].table
+        try:
+            await table.write(of.snapshot, producer)
+        except KafkaError as error:
+            states = len(of.snapshot.changed)
+            raise failure(table.changelog_topic, of.tp.partition, states, error) from error
 
     async def _take(self, tp: TP, acked: set[int], generation: int, producer: AIOKafkaProducer) -> _Taken:
         table, outbox = self.topics[tp.topic].table, self.topics[tp.topic].outbox

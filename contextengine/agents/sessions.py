@@ -14,6 +14,7 @@ from typing import Any
 
 from aiokafka import ConsumerRecord
 from faust.types import StreamT
+from msgspec import Struct
 
 from contextengine.agents.lag import PartitionLag
 from contextengine.agents.outbox import Outbox
@@ -177,7 +178,7 @@ class SessionsAgent:
             (topics.decisions, [decision.explanation] if decision.explanation else []),
         ):
             for output in outputs:
-                self._outbox.add(topic.name, record.partition, record.key, self._codec.encode(output), caused)
+                self._outbox.add(topic.name, record.partition, record.key, self._encoded(output), caused)
         for suppressed in decision.suppressed:
             SUPPRESSED.labels(suppressed.filter).inc()
         for result in decision.results:
@@ -195,8 +196,15 @@ class SessionsAgent:
                 redrives=dead.attempt.injection.redrives,
                 carried=trace,
             )
-            self._outbox.add(topics.dead.name, record.partition, record.key, self._codec.encode(dead.attempt), told)
+            self._outbox.add(topics.dead.name, record.partition, record.key, self._encoded(dead.attempt), told)
             DEAD_LETTERS.labels(Stage.DELIVER).inc()
+
+    def _encoded(self, output: Struct) -> bytes:
+        """The bytes of an output; one that has none halts its partition, as one that the broker refuses."""
+        try:
+            return self._codec.encode(output)
+        except (TypeError, ValueError) as error:
+            raise RecordRefused(f"{type(output).__name__} cannot be encoded: {error}") from error
 
     def _bury(self, record: ConsumerRecord, stage: Stage, error: Exception) -> None:
         """A dead letter with the record's bytes unchanged; the partition goes on.

@@ -44,7 +44,9 @@ POLL_S: Final = 0.1
 FLUSH_LIMIT_S: Final = 60
 """A flush that takes longer fails. An idempotent producer never gives up on its own."""
 FLUSH_SHARE: Final = 10
-"""At most one part in this many of the time do batches wait for a flush, which is then rarer than the settings say."""
+"""At most one part in this many of the time do batches wait for a flush, which is then rarer than the settings say,"""
+FLUSH_PAUSE_S: Final = 5
+"""but not rarer than this: it is what is repeated after a crash."""
 GARBAGE_AFTER: Final = 50_000
 """Garbage is looked for after so many new objects; after Python's 700 it would be in every batch, and find records."""
 
@@ -279,7 +281,7 @@ class BatchConsumer(driver.Consumer):
     @Service.task
     async def _commit_handler(self) -> None:
         while not self.should_stop:
-            await self.sleep(max(self.commit_interval, self._owned.flush_s * (FLUSH_SHARE - 1)))
+            await self.sleep(max(self.commit_interval, min(self._owned.flush_s * (FLUSH_SHARE - 1), FLUSH_PAUSE_S)))
             if not self.should_stop:
                 await self.commit()
 

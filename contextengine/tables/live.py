@@ -183,7 +183,7 @@ class LiveTable(Generic[S]):
 
     def get(self, partition: int, key: bytes) -> S | None:
         """The live object of `key`, made from the table when it is not live yet; None when there is none."""
-        of = self._of(partition)
+        of = self._partitions.get(partition) or self._of(partition)  # a call less for each event
         entry = of.live.get(key)
         if entry is None:
             value = self._store.read(partition, key)
@@ -292,7 +292,7 @@ class LiveTable(Generic[S]):
         return of
 
     def _change(self, partition: int, key: bytes, state: S | None, offset: int) -> None:
-        of = self._of(partition)
+        of = self._partitions.get(partition) or self._of(partition)
         entry = of.live.get(key)
         if entry is None:
             entry = of.live[key] = _Entry(state, offset)

@@ -32,6 +32,15 @@ NO_ANSWER: Final = (
     kafka.StaleMetadata,
 )
 
+REFUSES_THE_RECORD: Final = (
+    kafka.CorruptRecordException,
+    kafka.InvalidTimestampError,
+    kafka.MessageSizeTooLargeError,
+    kafka.PolicyViolationError,
+    kafka.RecordListTooLargeError,
+)
+"""What the broker says of a record that it will never take."""
+
 Client = TypeVar("Client", AIOKafkaAdminClient, AIOKafkaConsumer, AIOKafkaProducer)
 
 

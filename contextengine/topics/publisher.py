@@ -28,6 +28,7 @@ from contextengine.errors import TopicMismatch
 from contextengine.schemas.codec import SINGLE_OBJECT
 from contextengine.schemas.events import AudioChunkReceived, ConversationEvent, SessionEnded
 from contextengine.topics.catalogue import EVENT_BYTES, HEADERS_BYTES, KEY_BYTES, catalogue, partition_for
+from contextengine.topics.errand import REFUSES_THE_RECORD
 from contextengine.topics.patience import be_patient
 from contextengine.topics.registry import codec_of
 from contextengine.topics.rulebook import must_exist
@@ -50,15 +51,6 @@ RECONNECT_S: Final = 1.0
 REPEAT_S: Final = 0.1
 CLOSE_MS: Final = 5_000
 COMPLAIN_EVERY_S: Final = 1.0
-
-UNACCEPTABLE: Final = (
-    kafka.CorruptRecordException,
-    kafka.InvalidTimestampError,
-    kafka.MessageSizeTooLargeError,
-    kafka.PolicyViolationError,
-    kafka.RecordListTooLargeError,
-)
-"""What the broker says of a record that it will never take."""
 
 
 class Dropped(StrEnum):
@@ -258,7 +250,7 @@ class Publisher:
             batch.close()
             try:
                 await (await producer.send_batch(batch, self._topic.name, partition=partition))
-            except UNACCEPTABLE as refusal:
+            except REFUSES_THE_RECORD as refusal:
                 self.dropped[Dropped.REFUSED] += count
                 log.error("publisher %s: the broker refuses %d events: %r", self.name, count, refusal)  # noqa: TRY400
             except kafka.KafkaError as failure:

@@ -111,6 +111,7 @@ async def test_few_outputs_do_not_wait_until_the_batch_before_them_is_on_its_way
         (kafka.MessageSizeTooLargeError(), RecordRefused),
         (kafka.TopicAuthorizationFailedError(), RecordRefused),
         (kafka.KafkaTimeoutError(), BrokerUnavailable),
+        (kafka.OutOfOrderSequenceNumber(), BrokerUnavailable),  # after a refusal, until there is another producer
     ],
 )
 async def test_an_output_that_the_broker_does_not_take_is_an_error_that_says_where_it_went(outbox, log, answer, error):

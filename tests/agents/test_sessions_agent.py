@@ -13,7 +13,7 @@ from aiokafka.structs import ConsumerRecord
 
 from contextengine.app import build_app
 from contextengine.engine import decide as deciding
-from contextengine.errors import LogReplaced
+from contextengine.errors import LogReplaced, RecordRefused
 from contextengine.rulefile import parse_rules, rules_hash
 from contextengine.schemas.codec import decode, encode
 from contextengine.schemas.context import Context, ContextMetadata
@@ -189,6 +189,12 @@ async def test_a_record_that_no_dead_letter_can_hold_halts_its_partition_and_is_
     with pytest.raises(PartitionHalted, match=r"k' has [0-9]+ bytes, allowed are"):
         async with desk.agent.lock(desk.number):
             pass
+
+
+async def test_an_output_that_cannot_be_encoded_halts_its_partition(desk, monkeypatch):
+    monkeypatch.setattr(desk.agent._codec, "encode", Mock(side_effect=ValueError("a number of more than 64 bits")))
+    with pytest.raises(RecordRefused, match="InjectionAttempt cannot be encoded: a number of more"):
+        await desk.judge(desk.record(started()), desk.record(hello(1)))
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from typing import Any
 
 import faust
 import pytest
+from aiokafka.errors import MessageSizeTooLargeError
 from aiokafka.producer.message_accumulator import BatchBuilder
 from counting import Counting
 from faust.types import TP
@@ -103,6 +104,7 @@ class Steps:
         self.stalls = False
         self.fails_at = ""
         self.error_of_outputs: type[Exception] = BrokerUnavailable
+        self.error_of_states: type[Exception] = BrokerUnavailable
         counting = Counting("127.0.0.1:1", "unit")
         self.table, self.outbox = counting.table, counting.outbox
         self.consumer: Any = counting.app.consumer
@@ -136,7 +138,7 @@ class Steps:
     async def write(self, snapshot: Any, producer: Any) -> None:  # noqa: ARG002
         """As LiveTable."""
         for step in snapshot.steps:
-            self.step(f"states of generation {step.records[0].value[8:12].hex()}", BrokerUnavailable)
+            self.step(f"states of generation {step.records[0].value[8:12].hex()}", self.error_of_states)
 
     async def commit(self, offsets: dict[TP, int]) -> bool:
         """As the consumer."""
@@ -206,6 +208,14 @@ async def test_a_partition_of_which_the_broker_refuses_a_record_halts_and_the_ot
     steps.fails_at = ""
     assert await steps.consumer.commit()
     assert steps.committed[steps.tp] == 100
+
+
+async def test_a_partition_whose_states_the_broker_refuses_halts_too(steps):
+    steps.fails_at, steps.error_of_states = STATES, MessageSizeTooLargeError
+    steps.batch_is_done(99)
+    assert not await steps.consumer.commit()
+    assert steps.consumer._owned.halted == {steps.tp}
+    assert steps.taken == ["outputs", STATES]
 
 
 async def test_batches_in_hand_of_a_worker_that_stops_are_judged_by_what_it_knows_and_send_nothing(steps):
