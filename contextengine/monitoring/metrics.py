@@ -28,7 +28,7 @@ SUPPRESSED: Final = Counter(
 )
 
 PARTITIONS_HALTED: Final = Gauge(
-    "contextengine_partitions_halted",
+    "contextengine_halted_partitions",
     "Partitions of this worker that go no further, because the broker refuses a record that follows from them.",
 )
 

@@ -92,7 +92,7 @@ async def test_a_dead_letter_that_cannot_be_written_halts_its_partition_until_it
             (offset,) = await write(fleet.settings, topics.events, b"no event", partition=5)
 
             async def halted():
-                return [w for w in fleet.workers if await w.metric("contextengine_partitions_halted")]
+                return [w for w in fleet.workers if await w.metric("contextengine_halted_partitions")]
 
             await until(halted, within_s=30)
             [owner] = await halted()

@@ -31,7 +31,7 @@ def test_every_metric_has_our_prefix_and_a_unit_or_total():
     assert names
     for metric in ours():
         assert metric._name.startswith("contextengine_")
-        assert metric._type == "counter" or metric._name.endswith("_seconds")
+        assert metric._type == "counter" or metric._name.endswith(("_seconds", "_partitions"))
 
 
 def test_events_that_name_ever_new_providers_make_no_endless_metric(monkeypatch):
