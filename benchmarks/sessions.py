@@ -109,8 +109,8 @@ async def worker(address: str, name: str) -> None:
 
     flush, BatchConsumer._flush_and_commit = BatchConsumer._flush_and_commit, timed  # type: ignore[method-assign]  # noqa: SLF001
     await run_worker(settings, RULES.read_text(), stop, build_app(settings))
-    since = flushes[-1][0] - SECONDS
-    print(*(sum(parts) / SECONDS for parts in list(zip(*(of for of in flushes if of[0] > since), strict=True))[1:]))
+    recent = [of for of in flushes if of[0] > flushes[-1][0] - SECONDS]
+    print(sum(flushed for _, flushed, _ in recent) / SECONDS, sum(took for _, _, took in recent) / SECONDS, flush=True)
 
 
 async def memory(address: str) -> None:

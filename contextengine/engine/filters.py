@@ -26,7 +26,6 @@ from contextengine.schemas.decision import Suppression
 from contextengine.schemas.events import ATTACH, HAND_OFF
 from contextengine.schemas.session import HeldInjection, Session
 
-INJECTION_BYTES: Final = 32 * 1024
 BUFFERED: Final = 64
 BUFFERED_BYTES: Final = 512 * 1024
 """What a session's facts and contexts may have of its state, as it is written, so that the whole fits into a record."""
@@ -72,8 +71,7 @@ def _ttl(candidate: Candidate, session: Session, now_ms: int) -> str | None:  # 
 
 
 def _size(candidate: Candidate, session: Session, now_ms: int) -> str | None:  # noqa: ARG001
-    size = len(candidate.context.render().encode())
-    return f"{size} bytes of text, at most {INJECTION_BYTES} are allowed" if size > INJECTION_BYTES else None
+    return candidate.context.oversize()
 
 
 def _slot(candidate: Candidate, session: Session, now_ms: int) -> str | None:  # noqa: ARG001

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 from msgspec import Struct
+
+INJECTION_BYTES: Final = 32 * 1024
+"""How much text a context may have."""
 
 Facts: TypeAlias = dict[str, str | list[str]]
 """One dimension: names to a sentence, or to a list of them; the order is the order in which a model reads it."""
@@ -71,6 +74,11 @@ class Context(Struct, frozen=True):
             _section("Attention", {_ATTENTION.get(name, name): told for name, told in self.attention.items()}),
         ]
         return "\n\n".join(section for section in sections if section)
+
+    def oversize(self) -> str | None:
+        """Why its text is too long to be injected, or None."""
+        size = len(self.render().encode())
+        return f"{size} bytes of text, at most {INJECTION_BYTES} are allowed" if size > INJECTION_BYTES else None
 
 
 _ATTENTION = {"focus": "Focus on", "avoid": "Avoid"}

@@ -23,6 +23,7 @@ from aiokafka.record.util import decode_varint
 from msgspec import Struct
 
 from contextengine.schemas.avro import union_members
+from contextengine.schemas.generated import Function
 
 R = TypeVar("R", bound=Struct)
 
@@ -33,17 +34,11 @@ _SIGNED: Final = tuple(number >> 1 ^ -(number & 1) for number in range(128))
 """The numbers of one byte, zigzag undone."""
 
 
-class _Writer:
+class _Writer(Function):
     """Writes the decoder of a record: `steps` leave the value of a type in a variable and move `at` behind it."""
 
     def __init__(self) -> None:
-        self.lines: list[str] = []
-        self.names: dict[str, Any] = {
-            "_varint": decode_varint,
-            "_signed": _SIGNED,
-            "_double": Layout("<d").unpack_from,
-        }
-        self._variables = 0
+        super().__init__(_varint=decode_varint, _signed=_SIGNED, _double=Layout("<d").unpack_from)
 
     def record(self, record: type[Struct], into: str, indent: str) -> None:
         hints, given = get_type_hints(record), []
@@ -116,24 +111,10 @@ class _Writer:
             self.steps(get_args(hint)[1], item, indent + "  ")
             self._write(indent, f"  {into}[{key}] = {item}")
 
-    def _write(self, indent: str, *lines: str) -> None:
-        self.lines += [indent + line for line in lines]
-
-    def _variable(self) -> str:
-        self._variables += 1
-        return f"_{self._variables}"
-
-    def _constant(self, value: object) -> str:
-        name = f"_constant{len(self.names)}"
-        self.names[name] = value
-        return name
-
 
 def decoder_of(record: type[R]) -> Decoder[R]:
     """The decoder of a record type, for the newest version of its schema."""
     writer = _Writer()
     writer.record(record, "found", " ")
-    source = "\n".join(["def decode(data, at):", *writer.lines, " return found, at"])
-    exec(compile(source, f"<decoder of {record.__name__}>", "exec"), writer.names)  # noqa: S102  the text is ours
-    decode: Decoder[R] = writer.names["decode"]
+    decode: Decoder[R] = writer.made("decode(data, at)", "found, at", f"decoder of {record.__name__}")
     return decode

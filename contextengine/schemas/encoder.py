@@ -18,6 +18,7 @@ import msgspec
 from msgspec import Struct
 
 from contextengine.schemas.avro import union_members
+from contextengine.schemas.generated import Function
 
 R = TypeVar("R", bound=Struct)
 
@@ -71,19 +72,17 @@ _TAKES_OTHERS: Final = {int: 1, str: 1, float: 2}
 """The types that `isinstance` must be asked for last: of a bool, of an enum of strings, of an int that is a float."""
 
 
-class _Writer:
-    """Writes the encoder of a record: `parts` are the expressions of a value's bytes, `lines` what goes before them."""
+class _Writer(Function):
+    """Writes an encoder: `parts` are the expressions of the bytes of a value, its lines what goes before them."""
 
     def __init__(self) -> None:
-        self.lines: list[str] = []
-        self.names: dict[str, Any] = {
-            "_small": _SMALL,
-            "_large": _large,
-            "_utf8": str.encode,
-            "_double": Layout("<d").pack,
-            "_flag": {False: b"\0", True: b"\1"},
-        }
-        self._variables = 0
+        super().__init__(
+            _small=_SMALL,
+            _large=_large,
+            _utf8=str.encode,
+            _double=Layout("<d").pack,
+            _flag={False: b"\0", True: b"\1"},
+        )
 
     def record(self, record: type[Struct], value: str, indent: str) -> list[str]:
         hints = get_type_hints(record)
@@ -136,18 +135,6 @@ class _Writer:
         self._write(indent, f"{variable} = {value}")
         return variable
 
-    def _write(self, indent: str, *lines: str) -> None:
-        self.lines += [indent + line for line in lines]
-
-    def _variable(self) -> str:
-        self._variables += 1
-        return f"_{self._variables}"
-
-    def _constant(self, value: object) -> str:
-        name = f"_constant{len(self.names)}"
-        self.names[name] = value
-        return name
-
 
 def _joined(parts: list[str]) -> str:
     return f"b''.join([{', '.join(parts)}])"
@@ -157,7 +144,5 @@ def encoder_of(record: type[R]) -> Encoder[R]:
     """The encoder of a record type, for the newest version of its schema."""
     writer = _Writer()
     parts = writer.record(record, "record", " ")
-    source = "\n".join(["def encode(record):", *writer.lines, f" return {_joined(parts)}"])
-    exec(compile(source, f"<encoder of {record.__name__}>", "exec"), writer.names)  # noqa: S102  the text is ours
-    encode: Encoder[R] = writer.names["encode"]
+    encode: Encoder[R] = writer.made("encode(record)", _joined(parts), f"encoder of {record.__name__}")
     return encode

@@ -114,6 +114,14 @@ class _Partition(Generic[S]):
     """When each key was last written (monotonic seconds), oldest first; -inf when it must be written again."""
 
 
+class _Partitions(dict[int, "_Partition[S]"], Generic[S]):
+    """What is live, by partition; nothing of one that was not asked for before."""
+
+    def __missing__(self, partition: int) -> _Partition[S]:
+        of = self[partition] = _Partition(PartitionLock(partition))
+        return of
+
+
 class ChangelogRecord(NamedTuple):
     """What a flush writes for one key."""
 
@@ -123,7 +131,7 @@ class ChangelogRecord(NamedTuple):
 
 
 @dataclass(slots=True)
-class _Written:
+class _Step:
     """Changelog records, and the batches in which they are sent."""
 
     records: list[ChangelogRecord]
@@ -135,7 +143,7 @@ class Snapshot(Generic[S]):
     """What a flush took from a partition: its changed states, and then its own record, ready to be sent."""
 
     partition: int
-    steps: list[_Written]
+    steps: list[_Step]
     changed: dict[bytes, _Entry[S]]
 
 
@@ -167,7 +175,7 @@ class LiveTable(Generic[S]):
         self.faust_table: Any = app.tables.add(table)
         self.changelog_topic: str = table.changelog_topic_name
         self._codec = codec
-        self._partitions: dict[int, _Partition[S]] = {}
+        self._partitions = _Partitions[S]()
         self._versions: defaultdict[int, dict[bytes, bytes]] = defaultdict(dict)
         self._outdated: defaultdict[int, set[bytes]] = defaultdict(set)
 
@@ -179,11 +187,11 @@ class LiveTable(Generic[S]):
 
     def lock(self, partition: int) -> PartitionLock:
         """The lock of a partition: the batch holds it from its first record until its outputs are sent."""
-        return self._of(partition).lock
+        return self._partitions[partition].lock
 
     def get(self, partition: int, key: bytes) -> S | None:
         """The live object of `key`, made from the table when it is not live yet; None when there is none."""
-        of = self._partitions.get(partition) or self._of(partition)  # a call less for each event
+        of = self._partitions[partition]
         entry = of.live.get(key)
         if entry is None:
             value = self._store.read(partition, key)
@@ -210,7 +218,7 @@ class LiveTable(Generic[S]):
 
     def items(self, partition: int) -> Iterator[tuple[bytes, S]]:
         """Every key and state of a partition, without its own record. An object that is not live stays so."""
-        live, own = self._of(partition).live, partition_key(partition)
+        live, own = self._partitions[partition].live, partition_key(partition)
         for key, value in self._store.contents(partition):
             if key != own and key not in live:
                 yield key, self._decode(value)
@@ -222,26 +230,26 @@ class LiveTable(Generic[S]):
 
     def snapshot(self, partition: int, generation: int, producer: AIOKafkaProducer) -> Snapshot[S]:
         """Take what has changed since the last one. RecordRefused when a state is too large for the changelog."""
-        of = self._of(partition)
+        of = self._partitions[partition]
         unchanged = self._unchanged_records(partition, of)
         changed, of.changed = of.changed, {}
         records = [self._record(key, entry, generation) for key, entry in changed.items()] + unchanged
         own_key = partition_key(partition)
         steps = [r for r in records if r.key != own_key], [r for r in records if r.key == own_key]
         return Snapshot(
-            partition, [_Written(step, list(record_batches(producer, step))) for step in steps if step], changed
+            partition, [_Step(step, list(record_batches(producer, step))) for step in steps if step], changed
         )
 
     def put_back(self, snapshot: Snapshot[S]) -> None:
         """Undo a snapshot that was not written: the next one takes the same states, as they are then."""
-        of = self._of(snapshot.partition)
+        of = self._partitions[snapshot.partition]
         of.changed = snapshot.changed | of.changed
 
     async def write(self, snapshot: Snapshot[S], producer: AIOKafkaProducer) -> None:
         """Write a snapshot, and wait until the broker has all of it."""
         for step in snapshot.steps:
             await self._append(snapshot.partition, step, producer)
-        of = self._of(snapshot.partition)
+        of = self._partitions[snapshot.partition]
         for key, entry in snapshot.changed.items():
             if entry.state is None and of.live.get(key) is entry and key not in of.changed:
                 del of.live[key]
@@ -285,14 +293,8 @@ class LiveTable(Generic[S]):
 
     # Inside
 
-    def _of(self, partition: int) -> _Partition[S]:
-        of = self._partitions.get(partition)
-        if of is None:
-            of = self._partitions[partition] = _Partition(PartitionLock(partition))
-        return of
-
     def _change(self, partition: int, key: bytes, state: S | None, offset: int) -> None:
-        of = self._partitions.get(partition) or self._of(partition)
+        of = self._partitions[partition]
         entry = of.live.get(key)
         if entry is None:
             entry = of.live[key] = _Entry(state, offset)
@@ -321,12 +323,12 @@ class LiveTable(Generic[S]):
                 records.append(ChangelogRecord(key, value, ()))
         return records
 
-    async def _append(self, partition: int, step: _Written, producer: AIOKafkaProducer) -> None:
+    async def _append(self, partition: int, step: _Step, producer: AIOKafkaProducer) -> None:
         sent = [await producer.send_batch(batch, self.changelog_topic, partition=partition) for batch in step.batches]
         acknowledged = await asyncio.gather(*sent)
         changelog_offset = acknowledged[-1].offset + step.batches[-1].record_count() - 1
         self._store.write(partition, {record.key: record.value for record in step.records}, changelog_offset)
-        written, now = self._of(partition).written, time.monotonic()
+        written, now = self._partitions[partition].written, time.monotonic()
         for record in step.records:
             written.pop(record.key, None)
             if record.value is not None:

@@ -24,7 +24,6 @@ KIB: Final = 1024
 # The largest legal record. The broker measures a whole batch, so these are a batch with one record in it: 61 bytes of
 # batch header, at most 21 of lengths, attributes and deltas (Kafka's MAX_RECORD_OVERHEAD), rounded up.
 EVENT_BYTES: Final = 256 * KIB
-INJECTION_BYTES: Final = 32 * KIB
 HEADERS_BYTES: Final = 16 * KIB
 KEY_BYTES: Final = 1 * KIB
 BATCH_BYTES: Final = 128

@@ -17,7 +17,7 @@ from contextengine.schemas.events import (
     Tick,
 )
 from contextengine.schemas.session import RESERVED
-from contextengine.topics.catalogue import EVENT_BYTES, INJECTION_BYTES, KEY_BYTES, partition_for
+from contextengine.topics.catalogue import EVENT_BYTES, KEY_BYTES, partition_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -91,9 +91,8 @@ def _check_redriven(event: InjectionRedriven) -> None:
     injection = event.injection
     if injection.session_id != event.session_id:
         raise UndecodableRecord(f"an injection of the session {injection.session_id!r}, not of {event.session_id!r}")
-    size = len(injection.context.render().encode())
-    if size > INJECTION_BYTES:
-        raise UndecodableRecord(f"{size} bytes of text, at most {INJECTION_BYTES} are allowed")
+    if oversize := injection.context.oversize():
+        raise UndecodableRecord(oversize)
     for name, span_ms in (("ttl_ms", injection.context.metadata.ttl_ms), ("delay_ms", injection.policy.delay_ms)):
         if not 0 <= span_ms <= LONGEST_MS:
             raise UndecodableRecord(f"{name} is {span_ms}, at most {LONGEST_MS} are allowed")

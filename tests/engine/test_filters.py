@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from contextengine.engine.builders import Text
-from contextengine.engine.filters import BUFFERED, FILTERS, INJECTION_BYTES
+from contextengine.engine.filters import BUFFERED, FILTERS
 from contextengine.engine.rules import Rule, RuleSet
 from contextengine.engine.strategies.temporal import EveryMessages
-from contextengine.schemas.context import Criticality
+from contextengine.schemas.context import INJECTION_BYTES, Criticality
 from contextengine.schemas.events import MessageCompleted, SessionStarted
 from contextengine.schemas.injection import Outcome
 from contextengine.testing import Call

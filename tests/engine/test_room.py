@@ -13,13 +13,12 @@ from contextengine.engine.filters import BUFFERED
 from contextengine.engine.rules import Rule, RuleSet
 from contextengine.engine.session import FACT_CHARACTERS, FACTS, HISTORY_LINES, PRODUCERS
 from contextengine.engine.strategies.temporal import EveryMessages
-from contextengine.schemas.context import Context, ContextMetadata, Criticality
+from contextengine.schemas.context import INJECTION_BYTES, Context, ContextMetadata, Criticality
 from contextengine.schemas.events import AttemptReported, InjectionRedriven, MessageCompleted
 from contextengine.schemas.injection import AttemptVerdict, FailurePolicy, FailureStrategy, Outcome, Verdict
 from contextengine.schemas.session import STATE_HEADER, Stage, dump_state
 from contextengine.tables.live import MAX_STATE_BYTES
 from contextengine.testing import Call
-from contextengine.topics.catalogue import INJECTION_BYTES
 from contextengine.topics.intake import IDENTITY_CHARACTERS
 
 NUL = "\x00"
