@@ -1,7 +1,8 @@
 """Faust's thread around the aiokafka consumer, where it has to know or do more than Faust's own.
 
-It waits 20 ms for records and not 1.5 s, notes when the group last saw this worker alive, gives records back that could
-not be delivered, reads the ends of partitions from a fetch, lets a failed commit be an error, and stops within a limit.
+It waits 20 ms for records and not 1.5 s, leaves a batch topic's records as they were parsed, notes when the group last
+saw this worker alive, gives records back that could not be delivered, reads the ends of partitions from a fetch, lets a
+failed commit be an error, and stops within a limit.
 """
 
 # ruff: noqa: SLF001 - reaching into Faust and aiokafka is what this module is for
@@ -11,17 +12,21 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, cast
 
 import aiokafka
+from aiokafka.consumer.fetcher import FetchResult
 from aiokafka.errors import CommitFailedError, IllegalStateError, KafkaError
 from aiokafka.structs import OffsetAndMetadata, TopicPartition
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
 
 if TYPE_CHECKING:
-    from aiokafka import ConsumerRecord
+    from collections.abc import Container
+
+    from contextengine.agents.transport import BatchTransport
 
 FETCH_WAIT_MS: Final = 20
 STOP_LIMIT_S: Final = 10
@@ -33,6 +38,54 @@ if sys.platform == "linux":
         return time.clock_gettime(time.CLOCK_BOOTTIME)
 else:
     _now = time.monotonic
+
+
+class BatchRecord(Protocol):
+    """A record of a batch topic; its topic and partition are the batch's."""
+
+    @property
+    def key(self) -> Any:
+        """Its key, bytes or None."""
+
+    @property
+    def value(self) -> bytes | None:
+        """Its value."""
+
+    @property
+    def offset(self) -> int:
+        """Its place in the partition."""
+
+    @property
+    def timestamp(self) -> int:
+        """When the broker appended it, in milliseconds."""
+
+    @property
+    def timestamp_type(self) -> int:
+        """1, the broker's time; 0 would be its producer's."""
+
+    @property
+    def headers(self) -> Sequence[tuple[str, bytes]]:
+        """Its headers."""
+
+
+def _as_parsed(_: TopicPartition, record: BatchRecord) -> BatchRecord:
+    return record
+
+
+class _Fetches(OrderedDict[TopicPartition, Any]):
+    """aiokafka's fetched and not yet delivered records, by partition.
+
+    Those of `topics` stay as the parser made them: a ConsumerRecord for each is most of what fetching costs.
+    """
+
+    def __init__(self, topics: Container[str]) -> None:
+        super().__init__()
+        self._topics = topics
+
+    def __setitem__(self, tp: TopicPartition, result: Any) -> None:
+        if tp.topic in self._topics and isinstance(result, FetchResult):
+            result._partition_records._consumer_record = _as_parsed
+        super().__setitem__(tp, result)
 
 
 class _Fetched(NamedTuple):
@@ -50,9 +103,11 @@ class BatchConsumerThread(driver.AIOKafkaConsumerThread):
     _fetched: Mapping[TP, _Fetched] = {}
 
     async def on_start(self) -> None:
-        """Start the consumer, and note each heartbeat that succeeds."""
+        """Start the consumer, have records as they were parsed, and note each heartbeat that succeeds."""
         await super().on_start()
-        coordinator = self._ensure_consumer()._coordinator
+        consumer = self._ensure_consumer()
+        consumer._fetcher._records = _Fetches(cast("BatchTransport", self.transport).batch_topics)
+        coordinator = consumer._coordinator
         heartbeat = coordinator._do_heartbeat
 
         async def noted_heartbeat() -> bool:
@@ -115,7 +170,7 @@ class BatchConsumerThread(driver.AIOKafkaConsumerThread):
         active_partitions: set[TP],
         timeout: float | None = None,  # noqa: ASYNC109 - Faust's signature
         max_records: int | None = None,
-    ) -> Mapping[TP, list[ConsumerRecord]]:
+    ) -> Mapping[TP, list[Any]]:
         records = await super()._fetch_records(consumer, active_partitions, timeout, max_records)
         assignment = consumer._subscription.subscription.assignment
         fetched = {}
@@ -129,11 +184,11 @@ class BatchConsumerThread(driver.AIOKafkaConsumerThread):
         """The end of a partition, as the last fetch that had records of it told."""
         return self._fetched[tp].highwater
 
-    async def give_back(self, records: Mapping[TP, list[ConsumerRecord]]) -> None:
+    async def give_back(self, records: Mapping[TP, list[Any]]) -> None:
         """Have records of the last fetch fetched again: they could not be delivered."""
         await self.call_thread(self._give_back, records)
 
-    async def _give_back(self, records: Mapping[TP, list[ConsumerRecord]]) -> None:
+    async def _give_back(self, records: Mapping[TP, list[Any]]) -> None:
         consumer = self._ensure_consumer()
         current = consumer._subscription.subscription.assignment
         for tp, undelivered in records.items():

@@ -12,10 +12,10 @@ from contextlib import suppress
 from time import perf_counter
 from typing import Any
 
-from aiokafka import ConsumerRecord
 from faust.types import StreamT
 from msgspec import Struct
 
+from contextengine.agents.consumer_thread import BatchRecord
 from contextengine.agents.lag import PartitionLag
 from contextengine.agents.outbox import Outbox
 from contextengine.agents.rule_sets import RuleSets
@@ -74,7 +74,7 @@ class SessionsAgent:
         """Held while a partition's state or outputs change."""
         return self._table.lock(number)
 
-    async def judge(self, number: int, records: Sequence[ConsumerRecord]) -> None:
+    async def judge(self, number: int, records: Sequence[BatchRecord]) -> None:
         """Judge consecutive records of one partition.
 
         Raises RecordRefused and PartitionHalted, which halt it; whatever else it raises must stop the worker.
@@ -136,35 +136,35 @@ class SessionsAgent:
             f" {self._topics.sessions_changelog.name} too, then `contextengine topics apply`"
         )
 
-    async def _judge(self, record: ConsumerRecord, partition: Partition) -> None:
+    async def _judge(self, record: BatchRecord, partition: Partition) -> None:
         try:
-            event = event_in(record, self._topics.events.partitions, self._codec.decode)
+            event = event_in(record, partition.number, self._topics.events.partitions, self._codec.decode)
             if isinstance(event, PARTITION_EVENTS):
                 follow(partition, event)
                 return
-            session = subject(event, record.offset, self._table.get(record.partition, record.key))
+            session = subject(event, record.offset, self._table.get(partition.number, record.key))
             if session is None:
                 return
             rules = self._rule_sets.known(partition.rules_hash) or await self._rule_sets.of(partition.rules_hash)
         except UndecodableRecord as error:
-            self._bury(record, Stage.DECODE, error)
+            self._bury(partition.number, record, Stage.DECODE, error)
             return
         decision = decide(session, partition, event, partition.now_ms, rules)
         if decision.defect:
-            self._bury(record, Stage.DECIDE, EngineDefect(decision.defect))
+            self._bury(partition.number, record, Stage.DECIDE, EngineDefect(decision.defect))
         session.offset = record.offset
-        self._store(record, session, decision)
-        self._send(record, decision)
+        self._store(partition.number, record, session, decision)
+        self._send(partition.number, record, decision)
 
-    def _store(self, record: ConsumerRecord, session: Session, decision: Decision) -> None:
+    def _store(self, number: int, record: BatchRecord, session: Session, decision: Decision) -> None:
         if decision.forget:
-            self._table.remove(record.partition, record.key, record.offset)
+            self._table.remove(number, record.key, record.offset)
             return
-        self._table.put(record.partition, record.key, session, record.offset)
+        self._table.put(number, record.key, session, record.offset)
         for timer, due_ms in decision.timers:
-            self._timers.arm(record.partition, session.session_id, timer, due_ms)
+            self._timers.arm(number, session.session_id, timer, due_ms)
 
-    def _send(self, record: ConsumerRecord, decision: Decision) -> None:
+    def _send(self, number: int, record: BatchRecord, decision: Decision) -> None:
         if decision.explanation is None and not decision.defect:
             return  # nothing follows from most events; what does is explained, unless a defect came before
         topics = self._topics
@@ -178,7 +178,7 @@ class SessionsAgent:
             (topics.decisions, [decision.explanation] if decision.explanation else []),
         ):
             for output in outputs:
-                self._outbox.add(topic.name, record.partition, record.key, self._encoded(output), caused)
+                self._outbox.add(topic.name, number, record.key, self._encoded(output), caused)
         for suppressed in decision.suppressed:
             SUPPRESSED.labels(suppressed.filter).inc()
         for result in decision.results:
@@ -191,12 +191,12 @@ class SessionsAgent:
                 Stage.DELIVER,
                 dead.error_class,
                 dead.reason,
-                self._origin(record),
+                self._origin(number, record),
                 failures=failures,
                 redrives=dead.attempt.injection.redrives,
                 carried=trace,
             )
-            self._outbox.add(topics.dead.name, record.partition, record.key, self._encoded(dead.attempt), told)
+            self._outbox.add(topics.dead.name, number, record.key, self._encoded(dead.attempt), told)
             DEAD_LETTERS.labels(Stage.DELIVER).inc()
 
     def _encoded(self, output: Struct) -> bytes:
@@ -206,24 +206,25 @@ class SessionsAgent:
         except (TypeError, ValueError) as error:
             raise RecordRefused(f"{type(output).__name__} cannot be encoded: {error}") from error
 
-    def _bury(self, record: ConsumerRecord, stage: Stage, error: Exception) -> None:
+    def _bury(self, number: int, record: BatchRecord, stage: Stage, error: Exception) -> None:
         """A dead letter with the record's bytes unchanged; the partition goes on.
 
         Raises RecordRefused when no form of it fits: a record is never dropped.
         """
-        told = headers(stage, type(error).__name__, str(error), self._origin(record), carried=record.headers)
+        told = headers(stage, type(error).__name__, str(error), self._origin(number, record), carried=record.headers)
         for kept, how in forms(record.value):
             try:
-                self._outbox.add(self._topics.dead.name, record.partition, record.key, kept, told + how)
+                self._outbox.add(self._topics.dead.name, number, record.key, kept, told + how)
                 break
             except RecordRefused as refusal:
                 refused = refusal
         else:
             raise refused
         DEAD_LETTERS.labels(stage).inc()
-        log.warning("dead letter: %s partition %d offset %d: %s", record.topic, record.partition, record.offset, error)
+        topic = self._topics.events.name
+        log.warning("dead letter: %s partition %d offset %d: %s", topic, number, record.offset, error)
 
-    def _origin(self, record: ConsumerRecord) -> Origin:
+    def _origin(self, number: int, record: BatchRecord) -> Origin:
         return Origin(
-            record.topic, record.partition, record.offset, record.timestamp, group=self._group, worker=self._worker
+            self._topics.events.name, number, record.offset, record.timestamp, group=self._group, worker=self._worker
         )

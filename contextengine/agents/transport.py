@@ -26,7 +26,7 @@ from faust.types import TP
 from faust.types.tuples import ConsumerMessage
 from mode import Service
 
-from contextengine.agents.consumer_thread import FETCH_WAIT_MS, STOP_LIMIT_S, BatchConsumerThread
+from contextengine.agents.consumer_thread import FETCH_WAIT_MS, STOP_LIMIT_S, BatchConsumerThread, BatchRecord
 from contextengine.agents.owned_partitions import BatchTopic, OwnedPartitions
 from contextengine.errors import BrokerUnavailable, LogReplaced, SettingsInvalid
 from contextengine.topics.patience import be_patient
@@ -156,7 +156,7 @@ class BatchConsumer(driver.Consumer):
         except Exception as error:  # noqa: BLE001 - whatever it is, the worker cannot go on without records
             await self._fail("delivery", error)
 
-    async def _fetch(self) -> Mapping[TP, list[ConsumerRecord]]:
+    async def _fetch(self) -> Mapping[TP, list[Any]]:
         if not self.flow_active:
             await self.wait(self.can_resume_flow.wait())
         if self._streams_are_open:
@@ -177,12 +177,10 @@ class BatchConsumer(driver.Consumer):
             and not self.should_stop
         )
 
-    async def _deliver(
-        self, fetched: Mapping[TP, list[ConsumerRecord]], generation: int
-    ) -> dict[TP, list[ConsumerRecord]]:
+    async def _deliver(self, fetched: Mapping[TP, list[Any]], generation: int) -> dict[TP, list[Any]]:
         """Deliver, and return what could not be: a rebalance has begun."""
-        batches: dict[TP, list[ConsumerRecord]] = {}
-        undelivered: dict[TP, list[ConsumerRecord]] = {}
+        batches: dict[TP, list[BatchRecord]] = {}
+        undelivered: dict[TP, list[Any]] = {}
         for tp, records in fetched.items():
             self.app.monitor.track_tp_end_offset(tp, self._thread.fetched_highwater(tp))
             if tp.topic in self._topics:
@@ -195,8 +193,8 @@ class BatchConsumer(driver.Consumer):
         return undelivered | await self._deliver_batches(batches, generation)
 
     async def _deliver_batches(
-        self, fetched: dict[TP, list[ConsumerRecord]], generation: int
-    ) -> dict[TP, list[ConsumerRecord]]:
+        self, fetched: dict[TP, list[BatchRecord]], generation: int
+    ) -> dict[TP, list[BatchRecord]]:
         """In turns, a batch of each partition: one with a long backlog does not hold up the others."""
         waiting = dict(fetched)
         for tp, records in fetched.items():
@@ -216,7 +214,7 @@ class BatchConsumer(driver.Consumer):
                     del waiting[tp]
         return {}
 
-    async def _deliver_batch(self, tp: TP, records: list[ConsumerRecord], generation: int) -> bool:
+    async def _deliver_batch(self, tp: TP, records: list[BatchRecord], generation: int) -> bool:
         channels = cast("Any", self.app.topics)._tp_index[tp]
         # Not queue.put(): a rebalance cancels those who wait in it, and that would end the fetcher.
         while self._may_deliver(generation) and any(c.queue.qsize() >= QUEUED_BATCHES for c in channels):  # noqa: ASYNC110

@@ -126,7 +126,7 @@ class _PartitionAudit:
         if self._only is None or record.key in (None, self._only):
             self._report.events += 1
             try:
-                event = event_in(record, self._partitions, self._evidence.decode)
+                event = event_in(record, record.partition, self._partitions, self._evidence.decode)
             except UndecodableRecord:
                 if self._only is None or record.key is not None:
                     self._report.undecodable += 1
@@ -152,7 +152,7 @@ class _PartitionAudit:
     def overhear(self, record: ConsumerRecord) -> None:
         """Note what an event behind those taken reports."""
         with suppress(UndecodableRecord):
-            event = event_in(record, self._partitions, self._evidence.decode)
+            event = event_in(record, record.partition, self._partitions, self._evidence.decode)
             if isinstance(event, AttemptReported):
                 self._later_reports.setdefault(verdict_name(event.verdict), event)
 

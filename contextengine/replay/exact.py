@@ -216,7 +216,7 @@ def _defect(of: LogRecord, decision: Decision) -> Divergence:
 def _decodable(of: LogRecord, partitions: int) -> Divergence | None:
     """A record that was no event, and is one now."""
     try:
-        event = event_in(of, partitions, SINGLE_OBJECT.decode)
+        event = event_in(of, of.partition, partitions, SINGLE_OBJECT.decode)
     except UndecodableRecord:
         return None
     name = f"a {type(event).__name__}"

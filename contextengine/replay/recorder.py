@@ -106,7 +106,7 @@ class _Recorder:
             "traceparent": trace.decode(errors="replace"),
         }
         try:
-            event = event_in(record, self._source.partitions, self._source.codec.decode)
+            event = event_in(record, record.partition, self._source.partitions, self._source.codec.decode)
         except UndecodableRecord:
             if self._only is None or record.key is not None:
                 self._recording.records.append(LogRecord(**told, key=record.key, value=record.value))

@@ -138,7 +138,7 @@ class Source:
         if before is not None and before[1] != rules_hash:
             async for record in self._reader.read(events, Bounds(start, at)):
                 with suppress(UndecodableRecord):
-                    if isinstance(event_in(record, self.partitions, self.codec.decode), RulesChanged):
+                    if isinstance(event_in(record, record.partition, self.partitions, self.codec.decode), RulesChanged):
                         return before[1]
         return rules_hash
 

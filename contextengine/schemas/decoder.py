@@ -32,13 +32,15 @@ Decoder: TypeAlias = Callable[[bytes, int], tuple[R, int]]
 
 _SIGNED: Final = tuple(number >> 1 ^ -(number & 1) for number in range(128))
 """The numbers of one byte, zigzag undone."""
+_LENGTH: Final = tuple(1 + (byte >> 1) if byte < 128 and not byte & 1 else 0 for byte in range(256))
+"""How long a text is together with its length in one byte, by that byte; 0 for one that is none or has more bytes."""
 
 
 class _Writer(Function):
     """Writes the decoder of a record: `steps` leave the value of a type in a variable and move `at` behind it."""
 
     def __init__(self) -> None:
-        super().__init__(_varint=decode_varint, _signed=_SIGNED, _double=Layout("<d").unpack_from)
+        super().__init__(_varint=decode_varint, _signed=_SIGNED, _length=_LENGTH, _double=Layout("<d").unpack_from)
 
     def record(self, record: type[Struct], into: str, indent: str) -> None:
         hints, given = get_type_hints(record), []
@@ -64,28 +66,27 @@ class _Writer(Function):
         elif hint is bool:
             self._write(indent, f"{into} = data[at] != 0; at += 1")
         elif hint in (str, bytes):
-            self._bytes(indent)
-            self._write(indent, f"{into} = data[at:end]{'' if hint is bytes else '.decode()'}; at = end")
+            self._bytes(into, "" if hint is bytes else ".decode()", indent)
         elif origin in (Union, UnionType):
             self._union(hint, into, indent)
         elif origin in (list, dict):
             self._blocks(hint, into, indent)
         elif issubclass(hint, Enum):
-            self._bytes(indent)
-            members = self._constant({member.value: member for member in hint})
-            self._write(indent, f"{into} = {members}[data[at:end].decode()]; at = end")
+            members = self._constant({member.value.encode(): member for member in hint})
+            self._bytes(into, "", indent)
+            self._write(indent, f"{into} = {members}[{into}]")
         else:
             self.record(hint, into, indent)
 
-    def _bytes(self, indent: str) -> None:
+    def _bytes(self, into: str, read: str, indent: str) -> None:
         self._write(
             indent,
-            "size = data[at]",
-            "if size & 129:",
+            "end = at + _length[data[at]]",
+            f"if end != at: {into} = data[at + 1:end]{read}; at = end",
+            "else:",
             " size, at = _varint(data, at)",
             " if size < 0: raise ValueError('a length below 0')",
-            "else: size >>= 1; at += 1",
-            "end = at + size",
+            f" end = at + size; {into} = data[at:end]{read}; at = end",
         )
 
     def _union(self, hint: Any, into: str, indent: str) -> None:

@@ -40,10 +40,6 @@ class Bytes(Protocol):
     """A record as it lies in a partition."""
 
     @property
-    def partition(self) -> int:
-        """The partition that it lies in."""
-
-    @property
     def key(self) -> bytes | None:
         """Its key."""
 
@@ -52,8 +48,8 @@ class Bytes(Protocol):
         """Its value."""
 
 
-def event_in(record: Bytes, partitions: int, decode: Callable[[bytes], Any]) -> AnyEvent:
-    """The event; UndecodableRecord for what is none, is too large, or sits in the wrong one of so many partitions."""
+def event_in(record: Bytes, partition: int, partitions: int, decode: Callable[[bytes], Any]) -> AnyEvent:
+    """The event in a record of this partition, of so many; UndecodableRecord if there is none that belongs."""
     value = record.value
     if value is None:
         raise UndecodableRecord("no value")
@@ -64,7 +60,7 @@ def event_in(record: Bytes, partitions: int, decode: Callable[[bytes], Any]) -> 
         return event
     if not isinstance(event, _SESSION_EVENTS):
         raise UndecodableRecord(f"a {type(event).__name__} is no event")
-    _check_place(event.session_id, record, partitions)
+    _check_place(event.session_id, record.key, partition, partitions)
     if len(value) > SMALL_BYTES:
         _check_identities(event)
     if isinstance(event, InjectionRedriven):
@@ -72,17 +68,17 @@ def event_in(record: Bytes, partitions: int, decode: Callable[[bytes], Any]) -> 
     return event
 
 
-def _check_place(session_id: str, record: Bytes, partitions: int) -> None:
+def _check_place(session_id: str, found: bytes | None, partition: int, partitions: int) -> None:
     """Raises UndecodableRecord for a session's record that has another key, or lies where it does not belong."""
     key = session_id.encode()
-    if record.key != key:
-        raise UndecodableRecord(f"its key is {record.key!r}, its session {session_id!r}")
+    if found != key:
+        raise UndecodableRecord(f"its key is {found!r}, its session {session_id!r}")
     if len(key) > KEY_BYTES:
         raise UndecodableRecord(f"a session id of {len(key)} bytes, at most {KEY_BYTES} are allowed")
     if key.startswith(RESERVED):
         raise UndecodableRecord("a session id that begins with a zero byte: such keys are the partitions' own")
     belongs = partition_for(key, partitions)
-    if belongs != record.partition:
+    if belongs != partition:
         raise UndecodableRecord(f"session {session_id!r} belongs into partition {belongs}")
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import aiokafka
 import pytest
-from aiokafka.consumer.fetcher import Fetcher
+from aiokafka.consumer.fetcher import Fetcher, PartitionRecords
 from aiokafka.consumer.group_coordinator import GroupCoordinator
 from aiokafka.consumer.subscription_state import Assignment, Subscription, SubscriptionState, TopicPartitionState
 from aiokafka.producer.message_accumulator import BatchBuilder, MessageAccumulator
@@ -342,3 +342,11 @@ def test_a_batch_without_a_leader_is_given_up_when_its_time_to_live_is_over_even
     """Which `be_patient` undoes."""
     assert "if self._batches[tp][0].expired():" in source(MessageAccumulator.drain_by_nodes)
     assert "MessageBatch(tp, builder, self._batch_ttl," in source(MessageAccumulator)
+
+
+def test_aiokafka_keeps_what_it_fetched_by_partition_and_makes_records_by_a_method_of_the_fetch():
+    """Which is where a batch topic's records are left as they were parsed."""
+    assert "self._records = collections.OrderedDict()" in source(Fetcher.__init__)
+    assert "self._records[tp] = FetchResult(" in source(Fetcher._proc_fetch_request)
+    assert "self._consumer_record(tp, record)" in source(PartitionRecords._unpack_records)
+    assert "self._fetcher = Fetcher(" in source(aiokafka.AIOKafkaConsumer.start)

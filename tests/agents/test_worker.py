@@ -20,6 +20,7 @@ from counting import Counting
 from kept_log import new_table
 
 from contextengine.agents.transport import BATCH_RECORDS
+from contextengine.topics.catalogue import partition_for
 
 pytestmark = pytest.mark.broker
 
@@ -169,7 +170,7 @@ async def test_batches_are_consecutive_and_nothing_is_committed_before_it_is_flu
     assert {len(records) <= BATCH_RECORDS for records in worker.batches} == {True}
     assert max(map(len, worker.batches)) == BATCH_RECORDS
     for records in worker.batches:
-        assert len({record.partition for record in records}) == 1
+        assert len({partition_for(record.key, PARTITIONS) for record in records}) == 1
         assert [r.offset for r in records] == list(range(records[0].offset, records[0].offset + len(records)))
     await traffic.is_exact()
     assert (await traffic.outputs()).total() == 3_000

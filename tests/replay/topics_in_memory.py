@@ -59,7 +59,7 @@ class TopicsInMemory:
             self.append(topics.attempts, key, encode(event.verdict), at_ms)
         record = self.append(topics.events, key or None, event if isinstance(event, bytes) else encode(event), at_ms)
         try:
-            event = event_in(record, 1, SINGLE_OBJECT.decode)
+            event = event_in(record, record.partition, 1, SINGLE_OBJECT.decode)
         except UndecodableRecord:
             event = None
             self._bury(record, Stage.DECODE, record.value)
