@@ -95,7 +95,7 @@ class Settings(BaseSettings):
     state_store: Literal["memory", "rocksdb"] = "memory"
     data_dir: Path = Path("contextengine-data")
     """Where the worker keeps RocksDB and its checkpoints."""
-    state_version: int = Field(2, ge=1, le=2)
+    state_version: int = Field(3, ge=2, le=3)
     """The version of the state that this worker writes; it reads all up to the newest. In a rolling upgrade over a new
     version give the old one to all workers first, and take it away when none is left that knows only the old one."""
     commit_interval_ms: int = Field(500, ge=50, le=60_000)

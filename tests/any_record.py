@@ -44,7 +44,8 @@ def any_value(hint: Any) -> st.SearchStrategy[Any]:
 
 
 def any_record(kind: type[Struct], **fixed: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
-    """Records of this kind; `fixed` says more about some of the fields."""
+    """Records of this kind, none in one of its own kind; `fixed` says more about some of the fields."""
     hints = get_type_hints(kind)
-    fields = {field.name: any_value(hints[field.name]) for field in msgspec.structs.fields(kind)}
+    named = [field.name for field in msgspec.structs.fields(kind)]
+    fields = {name: any_value(hints[name]) for name in named if kind not in get_args(hints[name])}
     return st.builds(kind, **(fields | fixed))

@@ -30,7 +30,7 @@ MAY_IMPORT = {
     "agents": {"engine", "delivery", "tables", "topics", "monitoring", "schemas"},
     "adapters": {"delivery", "topics", "monitoring", "schemas"},
     "streaming": {"engine", "adapters", "topics", "schemas"},
-    "testing": {"engine", "delivery", "adapters", "topics", "schemas"},
+    "testing": {"engine", "delivery", "adapters", "topics", "schemas", "yamlfile"},
     "replay": {"engine", "delivery", "topics", "schemas", "rulefile"},
     # where the rooms meet
     "app": EVERYTHING,
@@ -38,12 +38,14 @@ MAY_IMPORT = {
     "demo": EVERYTHING,
     "plugins": EVERYTHING,
     "rulefile": EVERYTHING,
+    "rules_schema": EVERYTHING,
     "__main__": EVERYTHING,
     # small things
     "broker": {"settings"},
     "settings": {"oauth"},
     "oauth": {"post"},
     "post": set(),
+    "yamlfile": set(),
     "errors": set(),
     "__init__": set(),
 }
@@ -55,14 +57,19 @@ MAY_IMPORT_FAUST = {"app", "tables", "agents"}
 LIBRARIES_OF_THE_PURE = {
     "schemas": {"msgspec", "fastavro", "aiokafka.record.util.decode_varint"},
     "delivery": set(),
-    "engine": {"msgspec", "jinja2"},
+    "engine": {
+        *("msgspec", "jinja2", "cronsim", "zoneinfo.ZoneInfo"),
+        *("datetime.datetime", "datetime.UTC", "datetime.timedelta"),
+    },
 }
 IMPURE = {  # I/O, clocks, chance and concurrency
     *("asyncio", "concurrent", "multiprocessing", "selectors", "signal", "socket", "ssl", "subprocess", "threading"),
     *("datetime", "random", "secrets", "time", "zoneinfo"),
     *("logging", "os", "shutil", "tempfile", "urllib", "warnings"),
 }
-IMPURE_CALLS = {"open", "print", "input", "uuid1", "uuid4", "monotonic", "perf_counter", "urandom", "getenv"}
+IMPURE_CALLS = {"open", "print", "input", "uuid1", "uuid4", "monotonic", "perf_counter", "urandom", "getenv"} | {
+    *("now", "utcnow", "today"),
+}
 
 MAY_NAME_A_PROVIDER = {"adapters", "settings", "cli", "demo"}
 A_PROVIDER = re.compile(r"openai|anthropic|claude|gemini|google", re.IGNORECASE)

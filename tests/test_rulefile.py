@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import contextengine
+from contextengine import plugins
 from contextengine.engine.strategies.compose import All
 from contextengine.engine.strategies.semantic import Emotion, Keyword
 from contextengine.engine.strategies.state_based import ConversationReaches, Silence
@@ -115,8 +116,8 @@ def test_a_strategy_may_be_written_short_or_with_its_keys(text, strategy):
 
 
 DURATION = "expected a duration such as 500 ms, 10 s, 30 min or 1 h, at most a year"
-SESSION = "emotion, id, messages, minutes, modality, turns, user"
-STRATEGIES = "all, conversation_reaches, emotion, every, every_messages, keyword, silence"
+SESSION = "emotion, id, messages, minutes, modality, model, phase, provider, turns, user"
+STRATEGIES = ", ".join(plugins.names("strategies"))
 
 
 @pytest.mark.parametrize(
@@ -148,8 +149,8 @@ STRATEGIES = "all, conversation_reaches, emotion, every, every_messages, keyword
         ("keyword", f"11: `when` is 'keyword', expected exactly one of {STRATEGIES}"),
         ("{all: [{keyword: a}]}", "17: all: `all` joins at least two strategies"),
         (
-            "{all: [{keyword: a}, {silence: 3 s}]}",
-            "17: all: Silence fires on a timer; `all` joins what fires on the same message",
+            "{all: [{keyword: a}, {every: 3 s}]}",
+            "17: all: the parts of `all` fire on the same event, and these never do: Keyword, Every",
         ),
     ],
 )

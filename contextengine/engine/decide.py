@@ -28,6 +28,7 @@ from contextengine.errors import TemplateFailed
 from contextengine.schemas.decision import DecisionMade, Firing, Suppression
 from contextengine.schemas.events import (
     AttemptReported,
+    ContextRequested,
     ConversationEvent,
     InjectionRedriven,
     RetryDue,
@@ -36,7 +37,7 @@ from contextengine.schemas.events import (
     Tick,
 )
 from contextengine.schemas.injection import Outcome
-from contextengine.schemas.session import Partition, RuleMemory, Session
+from contextengine.schemas.session import Memory, Partition, RuleMemory, Session
 
 EVIDENCE_CHARACTERS: Final = 500
 FORGET_TIMER: Final = "forget"
@@ -161,13 +162,16 @@ def _consider(rule: Rule, moment: Moment, lives: Lives, decision: Decision) -> N
 def _evidence(rule: Rule, moment: Moment) -> Evidence | None:
     """The rule's evidence on this event, and what the session remembers of its firing."""
     memory = _memory(moment.session, rule)
+    due_before = _due(rule, moment.session, memory)
     evidence = rule.when.evidence(moment, memory)
-    _must_be_long(memory.counter, "counter")
+    _must_be_longs(memory)
     if evidence is not None:
         memory.fired += 1
         memory.last_fired_ms = moment.now_ms
-    if evidence is not None or memory.counter:
+    if evidence is not None or memory.counter or memory.at_ms or memory.parts:
         moment.session.rules[rule.name] = memory
+    if _due(rule, moment.session, memory) != due_before:
+        moment.session.armed_for = ""
     if evidence is None:
         return None
     shown = {name[:SHOWN_CHARACTERS]: str(seen)[:EVIDENCE_CHARACTERS] for name, seen in evidence.items()}
@@ -182,6 +186,19 @@ def _memory(session: Session, rule: Rule) -> RuleMemory:
         return RuleMemory(when=rule.when_digest)
     memory.when = rule.when_digest
     return memory
+
+
+def _due(rule: Rule, session: Session, memory: Memory) -> int | None:
+    """When the rule wants to be asked though no event comes, as things stand."""
+    return rule.when.due_ms(session, memory) if isinstance(rule.when, Timed) else None
+
+
+def _must_be_longs(memory: Memory) -> None:
+    """Raise TypeError when a memory, or one of its parts, is none that a state can hold."""
+    _must_be_long(memory.counter, "counter")
+    _must_be_long(memory.at_ms, "at_ms")
+    for part in memory.parts.values():
+        _must_be_longs(part)
 
 
 def _must_be_long(value: object, name: str) -> None:
@@ -254,8 +271,8 @@ def _forget_ms(session: Session) -> int:
 def _seal(session: Session, partition: Partition, now_ms: int, decision: Decision) -> None:
     """Chain the digest of what was decided to those before it, and explain it."""
     acted = decision.attempts or decision.results or decision.retries or decision.cancellations
-    if not (acted or decision.fired or decision.suppressed):
-        return
+    if not (acted or decision.fired or decision.suppressed or decision.event == ContextRequested.__name__):
+        return  # who asks for context is answered, also when there is none
     chained = blake2b(session.digest.encode(), digest_size=16)
     chained.update(msgspec.json.encode(decision))
     session.digest = chained.hexdigest()

@@ -27,6 +27,7 @@ from contextengine.schemas.injection import (
     InjectionResult,
     Outcome,
     RetryRequested,
+    Verdict,
 )
 from contextengine.schemas.session import HeldInjection, LiveContext, Placement, Session, Stage
 
@@ -103,6 +104,8 @@ class Lives:
         if not delivered:
             held.first_failure_ms = held.first_failure_ms or self._now_ms
             held.last_failure_ms = self._now_ms
+            if verdict.verdict in (Verdict.FAILED, Verdict.UNKNOWN):
+                self._session.trouble_ms = self._now_ms
             if held.called_back:
                 step = End(Outcome(held.called_back), verdict.message)
         if isinstance(step, End):

@@ -11,17 +11,24 @@ from contextengine.engine.triggers.keywords import PhraseIndex, words_of
 from contextengine.schemas.events import MessageCompleted
 
 if TYPE_CHECKING:
+    from contextengine.engine.triggers.notice import Noticed
     from contextengine.schemas.events import AnyEvent
     from contextengine.schemas.session import Session
 
 
 class Moment:
-    """One event in one session: what is noticed in it is worked out once, and only when somebody asks."""
+    """One event in one session: what is to be seen in it is worked out once, and only when somebody asks.
 
-    def __init__(self, session: Session, event: AnyEvent, now_ms: int, phrases: PhraseIndex) -> None:
+    `noticed` is what the detectors that the rules attend to have noticed, in a new message.
+    """
+
+    def __init__(
+        self, session: Session, event: AnyEvent, now_ms: int, phrases: PhraseIndex, noticed: Noticed | None = None
+    ) -> None:
         self.session = session
         self.event = event
         self.now_ms = now_ms
+        self.noticed = noticed
         self._phrases = phrases
 
     @cached_property

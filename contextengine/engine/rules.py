@@ -14,10 +14,11 @@ from typing import Final
 
 from contextengine.engine.builders import Builder
 from contextengine.engine.moment import Moment
-from contextengine.engine.strategies.strategy import Strategy, Timed, Worded, digest_of
+from contextengine.engine.strategies.strategy import Strategy, Timed, Worded, attended_by, digest_of, vocabulary_of
 from contextengine.engine.triggers.keywords import PhraseIndex
+from contextengine.engine.triggers.notice import notice
 from contextengine.schemas.context import Criticality, Respond, Trust
-from contextengine.schemas.events import AnyEvent, Tick
+from contextengine.schemas.events import AnyEvent, MessageCompleted, Tick
 from contextengine.schemas.injection import FailurePolicy, FailureStrategy
 from contextengine.schemas.session import Place, Session
 
@@ -63,6 +64,8 @@ class Rule:
         object.__setattr__(self, "when_digest", digest_of(self.when))
         if not self.name:
             raise ValueError("name must not be empty")
+        if self.when is not None and not self.when.listens:
+            raise ValueError("its `when` can never fire")
         if self.ttl_ms < 1 or self.timeout_ms < 1:
             raise ValueError("ttl and timeout must be at least 1 ms")
         if self.failure_policy.max_attempts < 1:
@@ -90,39 +93,40 @@ class RuleSet:
 
     timed: tuple[tuple[Rule, Timed], ...] = field(init=False, repr=False)
     phrases: PhraseIndex = field(init=False, repr=False)
+    attends: frozenset[str] = field(init=False, repr=False)
     _by_name: dict[str, Rule] = field(init=False, repr=False)
     _open: dict[type, tuple[Rule, ...]] = field(init=False, repr=False)
     _worded: dict[str, tuple[Rule, ...]] = field(init=False, repr=False)
-    _worded_types: frozenset[type] = field(init=False, repr=False)
     _order: dict[str, int] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         ordered = sorted(self.rules, key=lambda rule: -rule.priority)
         by_type: dict[type, list[Rule]] = defaultdict(list)
         by_phrase: dict[str, list[Rule]] = defaultdict(list)
-        worded_types: set[type] = set()
         for rule in ordered:
             phrases = rule.when.phrases if isinstance(rule.when, Worded) else frozenset()
             for phrase in phrases:
                 by_phrase[phrase].append(rule)
-                worded_types |= rule.when.listens
-            for listened in rule.when.listens - {Tick} if not phrases else ():
+            for listened in rule.when.listens - ({Tick, MessageCompleted} if phrases else {Tick}):
                 by_type[listened].append(rule)
         derived = {
-            "timed": tuple((rule, rule.when) for rule in ordered if isinstance(rule.when, Timed)),
-            "phrases": PhraseIndex(by_phrase),
+            "timed": tuple(
+                (rule, rule.when) for rule in ordered if isinstance(rule.when, Timed) and Tick in rule.when.listens
+            ),
+            "phrases": PhraseIndex(frozenset().union(*(vocabulary_of(rule.when) for rule in ordered))),
+            "attends": frozenset().union(*(attended_by(rule.when) for rule in ordered)),
             "_by_name": {rule.name: rule for rule in ordered},
             "_open": {listened: tuple(rules) for listened, rules in by_type.items()},
             "_worded": {phrase: tuple(rules) for phrase, rules in by_phrase.items()},
-            "_worded_types": frozenset(worded_types),
             "_order": {rule.name: at for at, rule in enumerate(ordered)},
         }
         for name, value in derived.items():
             object.__setattr__(self, name, value)
 
     def moment(self, session: Session, event: AnyEvent, now_ms: int) -> Moment:
-        """What strategies see of `event`."""
-        return Moment(session, event, now_ms, self.phrases)
+        """What strategies see of `event`, which the session has taken in; the detectors have remembered it too."""
+        noticed = notice(session, event, self.attends) if isinstance(event, MessageCompleted) else None
+        return Moment(session, event, now_ms, self.phrases, noticed)
 
     def rule(self, name: str) -> Rule | None:
         """The rule of this name, if there is one."""
@@ -135,9 +139,9 @@ class RuleSet:
             rule = self.rule(event.timer.removeprefix(RULE_TIMER))
             return [rule] if rule is not None and Tick in rule.when.listens else []
         concerned = self._open.get(type(event), ())
-        if type(event) not in self._worded_types or not moment.phrases:
+        if not isinstance(event, MessageCompleted) or not moment.phrases:
             return concerned
-        worded = {rule.name: rule for phrase in moment.phrases for rule in self._worded[phrase]}
+        worded = {rule.name: rule for phrase in moment.phrases for rule in self._worded.get(phrase, ())}
         return sorted([*concerned, *worded.values()], key=lambda rule: self._order[rule.name])
 
 

@@ -17,6 +17,7 @@ from contextengine.schemas.events import (
     AudioChunkReceived,
     ConversationEvent,
     EmotionShifted,
+    ErrorOccurred,
     GenerationStarted,
     MessageCompleted,
     PlaybackEnded,
@@ -26,6 +27,7 @@ from contextengine.schemas.events import (
     ResponseStarted,
     SessionEnded,
     SessionStarted,
+    StreamStateChanged,
     ToolCallEnded,
     ToolCallStarted,
     TurnEnded,
@@ -122,8 +124,14 @@ def _apply(session: Session, event: ConversationEvent, now_ms: int) -> None:  # 
             session.playing = False
         case ToolCallStarted():
             session.tools += 1
-        case ToolCallEnded():
+        case ToolCallEnded(failed=failed):
             session.tools = max(0, session.tools - 1)
+            session.trouble_ms = now_ms if failed else session.trouble_ms
+        case ErrorOccurred():
+            session.trouble_ms = now_ms
+        case StreamStateChanged(latency_ms=latency_ms, buffer_ms=buffer_ms):
+            session.latency_ms = session.latency_ms if latency_ms is None else latency_ms
+            session.buffer_ms = session.buffer_ms if buffer_ms is None else buffer_ms
         case UserMuted():
             session.muted = True
         case UserUnmuted():

@@ -28,9 +28,8 @@ from contextengine.engine.builders import Text
 from contextengine.engine.decision import Decision
 from contextengine.engine.lives import INJECTION_TIMER
 from contextengine.engine.rules import RuleSet
-from contextengine.engine.strategies.compose import All
 from contextengine.engine.strategies.semantic import Emotion
-from contextengine.engine.strategies.strategy import Strategy, Worded
+from contextengine.engine.strategies.strategy import Strategy, parts_of, vocabulary_of
 from contextengine.engine.triggers.emotion import feeling_in
 from contextengine.engine.triggers.keywords import with_words, words_of
 from contextengine.errors import ContextEngineError
@@ -284,20 +283,14 @@ def _course(decision: Decision) -> list[tuple[object, ...]]:
 
 def _strategies(rules: RuleSet) -> Iterator[Strategy]:
     """Those of all rules, and their parts."""
-    waiting = [rule.when for rule in rules.rules]
-    while waiting:
-        strategy = waiting.pop()
-        yield strategy
-        if isinstance(strategy, All):
-            waiting += strategy.of
+    return (part for rule in rules.rules for part in parts_of(rule.when))
 
 
 def _words_that_count(rules: list[RuleSet], recording: Recording) -> Iterator[str]:
     """The phrases that rules listen for, the feelings by their names, and what stands in templates' code."""
     for of in rules:
         for strategy in _strategies(of):
-            if isinstance(strategy, Worded):
-                yield from strategy.phrases
+            yield from vocabulary_of(strategy)
             if isinstance(strategy, Emotion):
                 yield from strategy.any_of
     for text in recording.header.rules.values():

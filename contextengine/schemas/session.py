@@ -7,6 +7,8 @@ writes the one before as well: while engines of two versions share the partition
     1   the first
     2   RuleMemory.when: a rule whose `when` changes begins to count anew. Session.redriven, which this engine writes in
         version 1 too, for otherwise a copy of a redrive would act after a restore; one that knows only that forgets it
+    3   RuleMemory.at_ms and parts, for strategies made of strategies; what detectors remember; the stream's figures.
+        An engine that knows version 2 leaves these out of what it writes
 """
 
 from __future__ import annotations
@@ -19,9 +21,10 @@ import msgspec
 from msgspec import Struct
 
 from contextengine.errors import UndecodableRecord
+from contextengine.schemas.detectors import Moods, Thread
 from contextengine.schemas.injection import Confirmation, Injection
 
-STATE_VERSION: Final = 2
+STATE_VERSION: Final = 3
 
 STATE_HEADER: Final = struct.Struct(">qi")
 """What a value of the changelog begins with: the last offset that the state has seen, the generation of its writer.
@@ -104,22 +107,31 @@ class LiveContext(Struct, gc=False):
     since_ms: int
 
 
-class RuleMemory(Struct, gc=False):
-    """What a rule remembers about a session: when it last fired, how often, and a counter of its strategy's own.
+class Memory(Struct, gc=False, omit_defaults=True):
+    """What a strategy remembers about a session: a number, a time, and what its parts remember, by their place."""
 
-    `when` is the digest of the strategy that counted; "" in a state of version 1.
+    counter: int = 0
+    at_ms: int = 0
+    parts: dict[str, Memory] = {}
+
+
+class RuleMemory(Memory, gc=False, omit_defaults=True):
+    """What a rule remembers about a session: when it last fired, how often, and its strategy's own.
+
+    `when` is the digest of the strategy that remembers; "" in a state of version 1.
     """
 
     fired: int = 0
     last_fired_ms: int = 0
-    counter: int = 0
     when: str = ""
 
 
 class Session(Struct, tag="session"):
     """Everything the engine knows about one conversation. Times are broker milliseconds unless said otherwise.
 
-    `redriven` has the ids of the last injections that came back from the dead letters.
+    `redriven` has the ids of the last injections that came back from the dead letters. `threads` are what the rules'
+    profiles of `engine.triggers.topic` remember, `closing_at` and `confused_at` the numbers of the messages that last
+    sounded like that, `trouble_ms` when something last went wrong, `latency_ms` and `buffer_ms` the stream's figures.
     """
 
     session_id: str
@@ -159,6 +171,13 @@ class Session(Struct, tag="session"):
     outcomes: dict[str, int] = {}
     digest: str = ""
     redriven: list[str] = []
+    threads: dict[str, Thread] = {}
+    moods: Moods = msgspec.field(default_factory=Moods)
+    closing_at: int = 0
+    confused_at: int = 0
+    trouble_ms: int | None = None
+    latency_ms: int = 0
+    buffer_ms: int | None = None
 
 
 class Partition(Struct, tag="partition"):
@@ -183,13 +202,10 @@ _encode: Final = msgspec.json.Encoder().encode
 
 
 def dump_state(state: State, version: int = STATE_VERSION) -> bytes:
-    """The bytes of a state, in the newest version or the one before; what that one cannot hold is left out."""
+    """The bytes of a state, for engines that know the newest version, or only the one before."""
     if version == STATE_VERSION:
         return _encode(state)
-    fields = msgspec.to_builtins(state) | {"version": version}
-    for memory in fields.get("rules", {}).values():
-        del memory["when"]
-    return _encode(fields)
+    return _encode(msgspec.to_builtins(state) | {"version": version})
 
 
 def load_state(data: bytes) -> State:

@@ -215,7 +215,7 @@ def test_a_strategy_that_cannot_be_meant_is_refused_when_it_is_made():
         (lambda: Keyword(("?!",)), "contains no word"),
         (lambda: Emotion(()), "at least one emotion"),
         (lambda: All((Keyword(("a",)),)), "at least two"),
-        (lambda: All((Keyword(("a",)), Silence(1_000))), "Silence fires on a timer"),
+        (lambda: All((Keyword(("a",)), Every(1_000))), "these never do: Keyword, Every"),
     ]
     for make, told in refused:
         with pytest.raises(ValueError, match=told):

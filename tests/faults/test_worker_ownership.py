@@ -12,7 +12,7 @@ from fleet import Fleet, verify
 
 from contextengine.schemas.codec import decode
 from contextengine.schemas.events import Tick
-from contextengine.schemas.session import STATE_HEADER
+from contextengine.schemas.session import STATE_HEADER, STATE_VERSION
 from contextengine.topics.catalogue import catalogue
 
 SLEEP_BEFORE_STATES = """
@@ -134,13 +134,13 @@ async def test_workers_that_come_and_go_every_three_seconds_decide_nothing_twice
 async def test_workers_are_replaced_one_by_one_by_those_that_write_the_next_state_version(
     kafka, tmp_path, base, figures
 ):
-    """Workers that write version 1 of the state make room, under load, for workers that write version 2."""
-    async with Fleet(kafka, tmp_path, state_version=1) as fleet:
+    """Workers that write the version before make room, under load, for workers that write the newest."""
+    async with Fleet(kafka, tmp_path, state_version=STATE_VERSION - 1) as fleet:
         async with fleet.under(base) as talk:
             await asyncio.sleep(3)
             for worker in fleet.workers:
                 assert await worker.stop() == 0
-                await worker.start(state_version="2")
+                await worker.start(state_version=str(STATE_VERSION))
                 await asyncio.sleep(1)
         proof = await verify(fleet, talk)
         versions = Counter(
@@ -151,4 +151,4 @@ async def test_workers_are_replaced_one_by_one_by_those_that_write_the_next_stat
     figures |= {"injections": proof.injections, "attempts twice": proof.attempt_copies} | {
         f"states of version {version}": count for version, count in sorted(versions.items())
     }
-    assert versions.keys() == {1, 2}
+    assert versions.keys() == {STATE_VERSION - 1, STATE_VERSION}

@@ -14,7 +14,7 @@ import pytest
 
 from contextengine import plugins
 from contextengine.engine.filters import FILTERS
-from contextengine.engine.strategies.compose import All
+from contextengine.engine.strategies.strategy import parts_of
 from contextengine.replay.counterfactual import try_rules
 from contextengine.replay.exact import replay
 from contextengine.replay.recording import Output, Recording, files_in, read
@@ -75,8 +75,7 @@ def test_each_strategy_fires_in_them():
         rules = {rule.name: rule.when for rule_set in rule_sets for rule in rule_set.rules}
         made = (out for of in recording.records for out in of.outputs if isinstance(out, DecisionMade))
         whens = [rules[firing.rule] for decision in made for firing in decision.fired]
-        fired |= {names[type(when)] for when in whens}
-        fired |= {names[type(part)] for when in whens if isinstance(when, All) for part in when.of}
+        fired |= {names[type(part)] for when in whens for part in parts_of(when)}
     assert fired == set(names.values())
 
 

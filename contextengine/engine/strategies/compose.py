@@ -1,44 +1,313 @@
-"""Strategies made of strategies."""
+"""Strategies made of strategies.
+
+A part is asked about the events that it listens to, and remembers for itself. Of a part that only tells how things are
+(`Holding`), the others decide when.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
+from contextengine.engine import clock
 from contextengine.engine.moment import Moment
-from contextengine.engine.strategies.strategy import Evidence, Strategy, Timed, Worded
-from contextengine.schemas.session import RuleMemory
+from contextengine.engine.strategies.strategy import (
+    Evidence,
+    Holding,
+    Strategy,
+    Timed,
+    Worded,
+    attended_by,
+    vocabulary_of,
+)
+from contextengine.schemas.events import Tick
+from contextengine.schemas.session import Memory, Session
+
+_NOTHING = Memory()
 
 
 @dataclass(frozen=True, slots=True)
-class All:
-    """Fires when all its parts fire on the same event.
+class _Composed:
+    """What every strategy has that is made of others: `listens` is what any of them listens to."""
 
-    A part that counts is asked only together with the others: it fires with them, or counts nothing as fired.
+    listens: frozenset[type] = field(init=False, repr=False)
+    phrases: frozenset[str] = field(init=False, repr=False)
+    vocabulary: frozenset[str] = field(init=False, repr=False)
+    attends: frozenset[str] = field(init=False, repr=False)
+
+    def _parts(self) -> dict[str, Strategy]:
+        """The parts that fire, by their place."""
+        raise NotImplementedError
+
+    def __post_init__(self) -> None:
+        parts = self._parts().values()
+        self._set("listens", frozenset().union(*(part.listens for part in parts)))
+        self._set("vocabulary", frozenset().union(*map(vocabulary_of, parts)))
+        self._set("attends", frozenset().union(*map(attended_by, parts)))
+        worded = [part.phrases for part in parts if isinstance(part, Worded)]
+        all_are = len(worded) == len(parts) and all(worded)
+        self._set("phrases", frozenset().union(*worded) if all_are else frozenset())
+
+    def _set(self, name: str, value: object) -> None:
+        object.__setattr__(self, name, value)
+
+    def due_ms(self, session: Session, memory: Memory) -> int | None:
+        """The first time that one of the parts waits for."""
+        due = [
+            part.due_ms(session, memory.parts.get(place, _NOTHING))
+            for place, part in self._parts().items()
+            if isinstance(part, Timed)
+        ]
+        return min((each for each in due if each is not None), default=None)
+
+
+@dataclass(frozen=True, slots=True)
+class All(_Composed):
+    """Fires when all its parts fire on the same event; of those that only tell how things are, when that is so.
+
+    A part that counts is asked only together with the others: it fires with them, or counts nothing as fired. One that
+    waits for a time is not asked for the same time again.
     """
 
     of: tuple[Strategy, ...]
 
-    listens: frozenset[type] = field(init=False, repr=False)
-    phrases: frozenset[str] = field(init=False, repr=False)
+    def _parts(self) -> dict[str, Strategy]:
+        return _placed(self.of)
 
     def __post_init__(self) -> None:
+        super(All, self).__post_init__()
         if len(self.of) < 2:
             raise ValueError("`all` joins at least two strategies")
-        timed = [type(part).__name__ for part in self.of if isinstance(part, Timed)]
-        if timed:
-            raise ValueError(f"{', '.join(timed)} fires on a timer; `all` joins what fires on the same message")
-        object.__setattr__(self, "listens", frozenset.intersection(*(part.listens for part in self.of)))
-        worded = (part.phrases for part in self.of if isinstance(part, Worded))
-        object.__setattr__(self, "phrases", frozenset().union(*worded))
+        deciding = [part for part in self.of if not isinstance(part, Holding)]
+        if deciding:
+            self._set("listens", frozenset.intersection(*(part.listens for part in deciding)))
+            worded = [part.phrases for part in deciding if isinstance(part, Worded) and part.phrases]
+            self._set("phrases", frozenset().union(*worded[:1]))
+        if not self.listens:
+            names = ", ".join(type(part).__name__ for part in deciding or self.of)
+            raise ValueError(f"the parts of `all` fire on the same event, and these never do: {names}")
 
-    def evidence(self, moment: Moment, memory: RuleMemory) -> Evidence | None:
+    def evidence(self, moment: Moment, memory: Memory) -> Evidence | None:
         """The evidence of all parts together."""
         together: Evidence = {}
-        counter = memory.counter
-        for part in self.of:
-            found = part.evidence(moment, memory)
-            if found is None:
-                memory.counter = counter
-                return None
-            together |= found
+        fired, so, remembered = False, True, {}
+        for place, part in self._parts().items():
+            own = _copied(memory.parts.get(place, _NOTHING))
+            found = _asked(part, moment, own)
+            if found is not None:
+                fired = True
+                remembered[place] = own
+                if isinstance(part, Timed) and isinstance(moment.event, Tick):
+                    _keep(memory, place, own)
+            elif isinstance(part, Holding):
+                found = part.holds(moment)
+            so = so and found is not None
+            together |= found or {}
+        if not (so and fired):
+            return None
+        for place, own in remembered.items():
+            _keep(memory, place, own)
         return together
+
+
+@dataclass(frozen=True, slots=True)
+class AnyOf(_Composed):
+    """Fires when one of its parts fires."""
+
+    of: tuple[Strategy, ...]
+
+    def _parts(self) -> dict[str, Strategy]:
+        return _placed(self.of)
+
+    def __post_init__(self) -> None:
+        super(AnyOf, self).__post_init__()
+        if len(self.of) < 2:
+            raise ValueError("`any` joins at least two strategies")
+
+    def evidence(self, moment: Moment, memory: Memory) -> Evidence | None:
+        """The evidence of all parts that fire."""
+        found = [_ask(part, place, moment, memory) for place, part in self._parts().items()]
+        fired = [evidence for evidence in found if evidence is not None]
+        return {name: seen for evidence in reversed(fired) for name, seen in evidence.items()} if fired else None
+
+
+@dataclass(frozen=True, slots=True)
+class Not:
+    """Never fires; tells that something is not so: that its part does not hold, or does not fire on this event."""
+
+    of: Strategy
+
+    listens: ClassVar[frozenset[type]] = frozenset()
+    vocabulary: frozenset[str] = field(init=False, repr=False)
+    attends: frozenset[str] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "vocabulary", vocabulary_of(self.of))
+        object.__setattr__(self, "attends", attended_by(self.of))
+
+    def evidence(self, moment: Moment, memory: Memory) -> Evidence | None:  # noqa: ARG002
+        """None."""
+        return None
+
+    def holds(self, moment: Moment) -> Evidence | None:
+        """No evidence, unless the part has some."""
+        so = self.of.holds(moment) if isinstance(self.of, Holding) else _asked(self.of, moment, Memory())
+        return {} if so is None else None
+
+
+@dataclass(frozen=True, slots=True)
+class Within(_Composed):
+    """Fires when `then` fires at most `span_ms` (the session's time) after `first` has."""
+
+    first: Strategy
+    then: Strategy
+    span_ms: int
+
+    def _parts(self) -> dict[str, Strategy]:
+        return {"first": self.first, "then": self.then}
+
+    def evidence(self, moment: Moment, memory: Memory) -> Evidence | None:
+        """The evidence of `then`."""
+        found = _ask(self.then, "then", moment, memory)
+        if found is not None and memory.at_ms:
+            late_ms = moment.now_ms - memory.at_ms - clock.broker_span_ms(moment.session, self.span_ms)
+            memory.at_ms = 0
+            if late_ms <= 0:
+                return found
+        if _ask(self.first, "first", moment, memory) is not None:
+            memory.at_ms = moment.now_ms
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class After(_Composed):
+    """Fires `delay_ms` (the session's time) after `of` has, unless `unless` fires in between."""
+
+    of: Strategy
+    delay_ms: int
+    unless: Strategy | None = None
+
+    def _parts(self) -> dict[str, Strategy]:
+        return {"of": self.of} | ({"unless": self.unless} if self.unless else {})
+
+    def __post_init__(self) -> None:
+        super(After, self).__post_init__()
+        self._set("listens", self.listens | {Tick})
+        self._set("phrases", frozenset())
+
+    def due_ms(self, session: Session, memory: Memory) -> int | None:
+        """The end of the delay, or what a part waits for."""
+        first = super(After, self).due_ms(session, memory)
+        if not memory.at_ms:
+            return first
+        end = memory.at_ms + clock.broker_span_ms(session, self.delay_ms)
+        return end if first is None else min(first, end)
+
+    def evidence(self, moment: Moment, memory: Memory) -> Evidence | None:
+        """How long ago it was."""
+        span_ms = clock.broker_span_ms(moment.session, self.delay_ms)
+        if memory.at_ms and self.unless and _ask(self.unless, "unless", moment, memory) is not None:
+            memory.at_ms = 0
+        if memory.at_ms and moment.now_ms >= memory.at_ms + span_ms:
+            memory.at_ms = 0
+            return {"after": f"{self.delay_ms / 1_000:g} s"}
+        if not memory.at_ms and _ask(self.of, "of", moment, memory) is not None:
+            memory.at_ms = moment.now_ms
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class AtMost(_Composed):
+    """Fires with `of`, and at most `times` in `window_ms` (the session's time), which begins with a firing."""
+
+    of: Strategy
+    times: int
+    window_ms: int
+
+    def _parts(self) -> dict[str, Strategy]:
+        return {"of": self.of}
+
+    def __post_init__(self) -> None:
+        super(AtMost, self).__post_init__()
+        if self.times < 1 or self.window_ms < 1:
+            raise ValueError("times must be at least 1, and window longer than nothing")
+
+    def evidence(self, moment: Moment, memory: Memory) -> Evidence | None:
+        """The evidence of `of`, and the number in the window."""
+        found = _ask(self.of, "of", moment, memory)
+        if found is None:
+            return None
+        window_ms = clock.broker_span_ms(moment.session, self.window_ms)
+        if not memory.at_ms or moment.now_ms >= memory.at_ms + window_ms:
+            memory.at_ms, memory.counter = moment.now_ms, 0
+        if memory.counter >= self.times:
+            return None
+        memory.counter += 1
+        return found | {"in the window": f"{memory.counter} of {self.times}"}
+
+
+@dataclass(frozen=True, slots=True)
+class CoolDown(_Composed):
+    """Fires with `of`, and then not for `pause_ms` (the session's time)."""
+
+    of: Strategy
+    pause_ms: int
+
+    def _parts(self) -> dict[str, Strategy]:
+        return {"of": self.of}
+
+    def evidence(self, moment: Moment, memory: Memory) -> Evidence | None:
+        """The evidence of `of`."""
+        found = _ask(self.of, "of", moment, memory)
+        pause_ms = clock.broker_span_ms(moment.session, self.pause_ms)
+        if found is None or (memory.at_ms and moment.now_ms < memory.at_ms + pause_ms):
+            return None
+        memory.at_ms = moment.now_ms
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class Hysteresis(_Composed):
+    """Fires with `on`, and not again before `off` has fired."""
+
+    on: Strategy
+    off: Strategy
+
+    def _parts(self) -> dict[str, Strategy]:
+        return {"on": self.on, "off": self.off}
+
+    def evidence(self, moment: Moment, memory: Memory) -> Evidence | None:
+        """The evidence of `on`."""
+        if memory.counter and _ask(self.off, "off", moment, memory) is not None:
+            memory.counter = 0
+            return None
+        found = _ask(self.on, "on", moment, memory)
+        if found is None or memory.counter:
+            return None
+        memory.counter = 1
+        return found
+
+
+def _placed(parts: tuple[Strategy, ...]) -> dict[str, Strategy]:
+    return {str(place): part for place, part in enumerate(parts)}
+
+
+def _asked(part: Strategy, moment: Moment, memory: Memory) -> Evidence | None:
+    return part.evidence(moment, memory) if type(moment.event) in part.listens else None
+
+
+def _ask(part: Strategy, place: str, moment: Moment, memory: Memory) -> Evidence | None:
+    """Ask a part, and remember what it remembers."""
+    own = memory.parts.get(place) or Memory()
+    found = _asked(part, moment, own)
+    _keep(memory, place, own)
+    return found
+
+
+def _keep(memory: Memory, place: str, own: Memory) -> None:
+    if own != _NOTHING:
+        memory.parts[place] = own
+
+
+def _copied(memory: Memory) -> Memory:
+    return Memory(memory.counter, memory.at_ms, {place: _copied(part) for place, part in memory.parts.items()})

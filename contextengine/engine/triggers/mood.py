@@ -9,27 +9,13 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
-from msgspec import Struct
-
 from contextengine.engine.triggers.language import EMOTIONS, Reading
+from contextengine.schemas.detectors import Mood, Moods
 
 _QUICK: Final = 2
 _SLOW: Final = 6
 """Messages that the averages reach back, roughly; the first message starts both."""
 _MOST_SPEAKERS: Final = 8
-
-
-class Mood(Struct, gc=False):
-    """A speaker's averages, per mille, in the order of `EMOTIONS`, and at the end of anything negative."""
-
-    quick: list[int]
-    slow: list[int]
-
-
-class Moods(Struct, gc=False):
-    """The moods of those who spoke last, by speaker."""
-
-    by_speaker: dict[str, Mood] = {}
 
 
 class MoodShift(NamedTuple):

@@ -15,9 +15,8 @@ from itertools import islice
 from operator import mul
 from typing import Final, NamedTuple
 
-from msgspec import Struct
-
 from contextengine.engine.triggers.language import CUES, LOGIT, PROFILES, LanguageModel, Reading, chance
+from contextengine.schemas.detectors import Thread, Topic, by_weight
 
 DRIFT: Final = "drift"
 WINDOW: Final = 4
@@ -25,7 +24,6 @@ WINDOW: Final = 4
 _MOST_WORDS: Final = 24
 _MOST_TOPICS: Final = 6
 _MOST_TERMS: Final = 12
-_LABEL_TERMS: Final = 3
 _MOST_DRIFTS: Final = 32
 _CONTENT: Final = 60
 """From this rarity on a word says what a message is about."""
@@ -39,31 +37,6 @@ _USUAL_DRIFT: Final = (-21, 18, 36, 48, 58, 71, 85, 110)
 """Drift in the conversations of the training data, in eighths: what a session's own is judged by at first."""
 _DRIFT_SHARE: Final = 78
 """The percentage of the drifts known that a change must reach."""
-
-
-class Topic(Struct, gc=False):
-    """Something talked about: a number of its own, its words by weight, and the message that spoke of it last."""
-
-    number: int
-    terms: dict[str, int]
-    last: int = 0
-
-    @property
-    def label(self) -> str:
-        """Its heaviest words."""
-        return " ".join(term for term, _ in sorted(self.terms.items(), key=_by_weight)[:_LABEL_TERMS])
-
-
-class Thread(Struct, gc=False):
-    """What is remembered about a conversation's topics; `topics` has the current one last."""
-
-    messages: int = 0
-    window: list[list[str]] = []
-    before: list[int] = []
-    drifts: list[int] = []
-    topics: list[Topic] = []
-    numbers: int = 0
-    turning: bool = False
 
 
 class TopicChange(NamedTuple):
@@ -170,13 +143,8 @@ def _turn_to(thread: Thread, rarities: dict[str, int], *, changed: bool) -> bool
     for token, rare in content.items():
         topic.terms[token] = topic.terms.get(token, 0) + rare
     if len(topic.terms) > _MOST_TERMS:
-        topic.terms = dict(sorted(topic.terms.items(), key=_by_weight)[:_MOST_TERMS])
+        topic.terms = dict(sorted(topic.terms.items(), key=by_weight)[:_MOST_TERMS])
     return returned
-
-
-def _by_weight(term: tuple[str, int]) -> tuple[int, str]:
-    """The order of terms: the heaviest first, equals by the alphabet."""
-    return -term[1], term[0]
 
 
 def _covers(topic: Topic, content: dict[str, int]) -> int:
