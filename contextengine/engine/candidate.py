@@ -56,6 +56,7 @@ class Candidate:
                 quiet_ms=clock.broker_span_ms(session, rule.quiet_ms) if rule.place is Place.SILENCE else 0,
                 fallback_ms=None if fallback is None else now_ms + clock.broker_span_ms(session, fallback),
             ),
+            reassert=rule.is_reasserted,
         )
 
 
@@ -84,6 +85,11 @@ def injection_id(session_id: str, rule: str, position: str, slot: str) -> str:
 def redriven_id(injection_id: str, number: int) -> str:
     """The id under which a dead injection comes back for the `number`th time."""
     return uuid5(_IDS, f"{injection_id}\x1fredrive\x1f{number}").hex
+
+
+def reasserted_id(injection_id: str, position: str) -> str:
+    """The id under which a context goes in again that the model has lost because of the event at this position."""
+    return uuid5(_IDS, f"{injection_id}\x1freassert\x1f{position}").hex
 
 
 def content_hash(context: Context) -> str:

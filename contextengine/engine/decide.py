@@ -27,10 +27,13 @@ from contextengine.engine.strategies.strategy import Evidence, Timed
 from contextengine.errors import TemplateFailed
 from contextengine.schemas.decision import DecisionMade, Firing, Suppression
 from contextengine.schemas.events import (
+    AgentHandover,
     AttemptReported,
+    ContextCompacted,
     ContextRequested,
     ConversationEvent,
     InjectionRedriven,
+    ProviderReconnected,
     RetryDue,
     SessionEnded,
     SessionFeedback,
@@ -45,6 +48,8 @@ FORGET_AFTER_MS: Final = 3_600_000
 """An ended session is kept for so long, for reports and duplicates that come late."""
 ABANDONED_AFTER_MS: Final = 86_400_000
 """A session without an end is forgotten when it has had no event for so long."""
+LOSES_THE_CONTEXT: Final = (ProviderReconnected, ContextCompacted, AgentHandover)
+"""After these nobody knows that anything of ours is still in the model's context."""
 AGAIN_MS: Final = 1_000
 """How soon a strategy is asked again that after its Tick still names a time gone by: it must not fill the log."""
 
@@ -80,6 +85,8 @@ def _decide(
         if arrival is Arrival.DUPLICATE:
             return
         may_fire = arrival is Arrival.NEW
+        if may_fire and isinstance(event, LOSES_THE_CONTEXT):
+            lives.reassert(decision.position, decision.event)
     else:
         may_fire = _hear(session, event, now_ms, lives, decision)
     if may_fire:
@@ -270,7 +277,7 @@ def _forget_ms(session: Session) -> int:
 
 def _seal(session: Session, partition: Partition, now_ms: int, decision: Decision) -> None:
     """Chain the digest of what was decided to those before it, and explain it."""
-    acted = decision.attempts or decision.results or decision.retries or decision.cancellations
+    acted = decision.accepted or decision.attempts or decision.results or decision.retries or decision.cancellations
     if not (acted or decision.fired or decision.suppressed or decision.event == ContextRequested.__name__):
         return  # who asks for context is answered, also when there is none
     chained = blake2b(session.digest.encode(), digest_size=16)

@@ -9,6 +9,7 @@ The filters are asked in this order, and the first that refuses says why:
     duplicate    the slot holds the same content, in the model's context (within the cool-down) or on its way
     buffer       the session's injections that have not ended are too many (critical ones excepted), or its state would
                  be too large
+    share        the rule is on trial, and this session is not of its share: it would have injected
     shadow       the rule is on trial: it would have injected
 """
 
@@ -101,8 +102,19 @@ def _buffer(candidate: Candidate, session: Session, now_ms: int) -> str | None:
     return no_room(candidate.hold(session, now_ms), session)
 
 
+def _share(candidate: Candidate, session: Session, now_ms: int) -> str | None:  # noqa: ARG001
+    rule = candidate.rule
+    if rule.has_in_share(session.session_id):
+        return None
+    return f"not one of its {rule.share:.0%} of sessions: would have injected {_shown(candidate)}"
+
+
 def _shadow(candidate: Candidate, session: Session, now_ms: int) -> str | None:  # noqa: ARG001
-    return f"on trial: would have injected {candidate.context.render()[:500]!r}" if candidate.rule.shadow else None
+    return f"on trial: would have injected {_shown(candidate)}" if candidate.rule.shadow else None
+
+
+def _shown(candidate: Candidate) -> str:
+    return repr(candidate.context.render()[:500])
 
 
 FILTERS: Final[Mapping[str, Filter]] = {
@@ -112,5 +124,6 @@ FILTERS: Final[Mapping[str, Filter]] = {
     "slot": _slot,
     "duplicate": _duplicate,
     "buffer": _buffer,
+    "share": _share,
     "shadow": _shadow,
 }

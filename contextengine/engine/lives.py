@@ -11,7 +11,7 @@ from typing import Final
 import msgspec
 
 from contextengine.delivery.next_step import RETRY_LINE_MS, End, next_step
-from contextengine.engine.candidate import content_hash, redriven_id
+from contextengine.engine.candidate import content_hash, reasserted_id, redriven_id
 from contextengine.engine.decision import DeadInjection, Decision
 from contextengine.engine.filters import no_room
 from contextengine.engine.placement import next_look_ms, ready
@@ -92,6 +92,30 @@ class Lives:
         elif full:
             self.end(held, Outcome.SKIPPED, f"no room, so it may be sent back once more, later: {full}")
 
+    def reassert(self, position: str, lost: str) -> None:
+        """The model has lost what was in its context, by the event at this position: what matters goes in again.
+
+        Each is an injection of its own, with as long a life as it had; a newer one that is on its way goes first.
+        """
+        session = self._session
+        live, session.live = session.live, {}
+        on_their_way = {held.injection.context.metadata.key for held in session.held.values()}
+        for slot, was in live.items():
+            if was.injection is None or slot in on_their_way:
+                continue
+            again = msgspec.structs.replace(
+                was.injection,
+                injection_id=reasserted_id(was.injection_id, position),
+                position=position,
+                trigger_ms=self._now_ms,
+                deadline_ms=self._now_ms + was.injection.context.metadata.ttl_ms,
+            )
+            held = HeldInjection(again, Placement(), reassert=True)
+            full = no_room(held, session)
+            self.accept(held)
+            if full:
+                self.end(held, Outcome.SKIPPED, f"{lost}, and there is no room: {full}")
+
     def judge(self, verdict: AttemptVerdict) -> None:
         """Take the verdict on an attempt that is in flight; any other changes nothing."""
         held = self._session.held.get(verdict.injection_id)
@@ -167,7 +191,8 @@ class Lives:
         session.outcomes[outcome] = session.outcomes.get(outcome, 0) + 1
         if outcome is Outcome.DELIVERED:
             content = content_hash(injection.context)
-            session.live[metadata.key] = LiveContext(injection.injection_id, content, self._now_ms)
+            kept = injection if held.reassert else None
+            session.live[metadata.key] = LiveContext(injection.injection_id, content, self._now_ms, kept)
         if outcome is Outcome.DEAD:
             self._decision.dead.append(
                 DeadInjection(

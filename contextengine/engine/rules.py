@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from hashlib import blake2b
 from typing import Final
 
 from contextengine.engine.builders import Builder
@@ -38,7 +39,8 @@ class Rule:
 
     `key` is the slot (the rule's name by default); `cooldown_ms` keeps the same content out of the slot for so long
     after it went in; `quiet_ms` and `fallback_ms` belong to the placement; `timeout_ms` is for one attempt (wall
-    clock); in `shadow` a rule decides and explains, and injects nothing.
+    clock); in `shadow` a rule decides and explains, and injects nothing; with a `share` below 1 it is so for the other
+    sessions. `reassert` puts a context in again when the model has lost it; by default what is critical or important.
     """
 
     name: str
@@ -57,6 +59,8 @@ class Rule:
     timeout_ms: int = 2_000
     policy: FailurePolicy | None = None
     shadow: bool = False
+    share: float = 1.0
+    reassert: bool | None = None
 
     when_digest: str = field(init=False, repr=False)
 
@@ -68,6 +72,8 @@ class Rule:
             raise ValueError("its `when` can never fire")
         if self.ttl_ms < 1 or self.timeout_ms < 1:
             raise ValueError("ttl and timeout must be at least 1 ms")
+        if not 0 <= self.share <= 1:
+            raise ValueError("share is from 0 to 1")
         if self.failure_policy.max_attempts < 1:
             raise ValueError("max_attempts must be at least 1")
         if self.failure_policy.strategy is FailureStrategy.SKIP and self.failure_policy.max_attempts > 1:
@@ -77,6 +83,16 @@ class Rule:
     def slot(self) -> str:
         """The key under which a session has one live context."""
         return self.key or self.name
+
+    @property
+    def is_reasserted(self) -> bool:
+        """Whether its contexts are put in again when the model has lost them."""
+        weighty = self.criticality in (Criticality.CRITICAL, Criticality.IMPORTANT)
+        return weighty if self.reassert is None else self.reassert
+
+    def has_in_share(self, session_id: str) -> bool:
+        """Whether the session is one of the rule's share: the same one wherever and whenever it is asked."""
+        return self.share >= 1 or _place_in(self.name, session_id) < self.share
 
     @property
     def failure_policy(self) -> FailurePolicy:
@@ -143,6 +159,12 @@ class RuleSet:
             return concerned
         worded = {rule.name: rule for phrase in moment.phrases for rule in self._worded.get(phrase, ())}
         return sorted([*concerned, *worded.values()], key=lambda rule: self._order[rule.name])
+
+
+def _place_in(rule: str, session_id: str) -> float:
+    """From 0 to 1, spread evenly over sessions; for each rule another order of them."""
+    digest = blake2b(f"{rule}\x1f{session_id}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") / 2**64
 
 
 NO_RULES: Final = RuleSet(())

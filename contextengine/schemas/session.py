@@ -7,7 +7,8 @@ writes the one before as well: while engines of two versions share the partition
     1   the first
     2   RuleMemory.when: a rule whose `when` changes begins to count anew. Session.redriven, which this engine writes in
         version 1 too, for otherwise a copy of a redrive would act after a restore; one that knows only that forgets it
-    3   RuleMemory.at_ms and parts, for strategies made of strategies; what detectors remember; the stream's figures.
+    3   RuleMemory.at_ms and parts, for strategies made of strategies; what detectors remember; the stream's figures;
+        what is put in again when the model has lost it.
         An engine that knows version 2 leaves these out of what it writes
 """
 
@@ -84,7 +85,8 @@ class HeldInjection(Struct):
 
     `attempt` counts those made; `due_ms` is the end of its rest.
 
-    `called_back` is the outcome that it ends in when its attempt could still be cancelled.
+    `called_back` is the outcome that it ends in when its attempt could still be cancelled; `reassert` whether the
+    context is put in again when the model has lost it.
     """
 
     injection: Injection
@@ -97,14 +99,16 @@ class HeldInjection(Struct):
     confirmation: Confirmation = Confirmation.NONE
     failure: str = ""
     called_back: str = ""
+    reassert: bool = False
 
 
-class LiveContext(Struct, gc=False):
-    """What a slot holds in the model's context."""
+class LiveContext(Struct, omit_defaults=True):
+    """What a slot holds in the model's context; the injection itself where it must be put in again when it is lost."""
 
     injection_id: str
     content_hash: str
     since_ms: int
+    injection: Injection | None = None
 
 
 class Memory(Struct, gc=False, omit_defaults=True):

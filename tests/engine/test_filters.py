@@ -28,7 +28,7 @@ def held_back(call):
 
 
 def test_the_filters_are_asked_in_the_order_that_is_documented():
-    assert list(FILTERS) == ["route", "ttl", "size", "slot", "duplicate", "buffer", "shadow"]
+    assert list(FILTERS) == ["route", "ttl", "size", "slot", "duplicate", "buffer", "share", "shadow"]
 
 
 def test_before_its_start_a_session_has_no_route_for_contexts(call_with):
