@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 import faust
-from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError
 from faust.auth import Credentials
 from faust.types import TP
@@ -33,13 +32,13 @@ from contextengine.monitoring.health import Health, silence
 from contextengine.monitoring.metrics import PARTITIONS_HALTED
 from contextengine.rulefile import parse_rules, rules_hash
 from contextengine.schemas.codec import Codec
-from contextengine.schemas.events import PartitionAssigned, RulesChanged, Tick
+from contextengine.schemas.events import PartitionAssigned, RulesChanged, SwitchesChanged, Tick
 from contextengine.schemas.session import State, dump_state, load_state
 from contextengine.settings import Settings
 from contextengine.tables.live import LiveTable
 from contextengine.topics import admin, rulebook
+from contextengine.topics.broadcast import broadcast
 from contextengine.topics.catalogue import SESSIONS_TABLE, Catalogue, catalogue
-from contextengine.topics.errand import errand
 from contextengine.topics.registry import codec_of
 
 log = logging.getLogger(__name__)
@@ -99,6 +98,8 @@ class Worker:
             newest = self.rule_sets
             if newest.version > partition.rules_version:
                 await self.append(number, RulesChanged(version=newest.version, rules_hash=newest.latest))
+            if newest.switches_version > partition.switches_version:
+                await self.append(number, SwitchesChanged(version=newest.switches_version, off=newest.off))
             self.agent.rearm(number)
             self.lag.watch(number)
         # Durable before the first record: begun anew after a kill, a partition could be judged by other rules.
@@ -289,8 +290,4 @@ async def publish_rules(settings: Settings, text: str) -> None:
     latest, version = rulebook.newest(await rulebook.read(settings))
     if latest != name:
         version = await rulebook.append(settings, name, text.encode())
-    codec = await asyncio.to_thread(codec_of, settings)
-    changed = codec.encode(RulesChanged(version=version, rules_hash=name))
-    async with errand(AIOKafkaProducer(**settings.kafka_client(), acks="all"), settings) as producer:
-        for number in range(settings.partitions):
-            await producer.send_and_wait(catalogue(settings).events.name, changed, partition=number)
+    await broadcast(settings, RulesChanged(version=version, rules_hash=name))

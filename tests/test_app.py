@@ -11,11 +11,14 @@ from broker_log import read, read_raw, until, write
 from contextengine.app import build_app, publish_rules, run_worker
 from contextengine.broker import EmbeddedBroker
 from contextengine.errors import ConfigurationError, LogReplaced, RulesInvalid
+from contextengine.replay.audit import audit
+from contextengine.replay.span import Span
 from contextengine.schemas.codec import decode
 from contextengine.schemas.events import MessageCompleted, RulesChanged, SessionStarted
 from contextengine.schemas.injection import InjectionAttempt
 from contextengine.settings import load
 from contextengine.topics import admin, rulebook
+from contextengine.topics.broadcast import switch, switched_off
 from contextengine.topics.catalogue import catalogue
 
 GREET = "rules: [{name: greet, when: {keyword: hello}, inject: {information: {name: Ada}}}]"
@@ -84,6 +87,33 @@ async def test_new_rules_reach_the_partitions_of_a_worker_that_has_never_seen_th
     await until(both)
     stop.set()
     await running
+
+
+async def test_a_switch_stops_every_partition_at_once_also_of_a_worker_that_starts_later_and_an_audit_knows(settings):
+    await admin.apply(settings, uuid.uuid4().hex)
+    assert await switch(settings, on=["rule:greet"]) == []
+    assert await switch(settings, off=["rule:greet", "everything"]) == ["everything", "rule:greet"]
+    stop, worker = asyncio.Event(), build_app(settings)
+    running = asyncio.create_task(run_worker(settings, GREET, stop, worker))
+    await until(lambda: worker.health.ready()["ready"] or running.done())
+    events, said = catalogue(settings).events, {"session_id": "s1", "producer": "v", "incarnation": 1, "at_ms": 0}
+
+    async def filters():
+        made = await read(settings, catalogue(settings).decisions)
+        return [told.filter for decision in made for told in decision.suppressed]
+
+    await write(settings, events, SessionStarted(**said, seq=0, provider="p", model="m"))
+    await write(settings, events, MessageCompleted(**said, seq=1, speaker="user", text="hello"))
+    await until(filters)
+    assert await switch(settings, on=["everything"]) == await switched_off(settings) == ["rule:greet"]
+    await switch(settings, on=["rule:greet"])
+    await write(settings, events, MessageCompleted(**said, seq=2, speaker="user", text="hello"))
+    await until(lambda: read(settings, catalogue(settings).injections))
+    assert await filters() == ["switch"]
+    stop.set()
+    await running
+    report = await audit(settings, Span())
+    assert not report.findings
 
 
 async def test_a_worker_whose_broker_is_gone_is_not_ready_and_says_why():

@@ -6,13 +6,14 @@ from collections.abc import Awaitable, Callable, Mapping
 
 from contextengine.engine.rules import NO_RULES, RuleSet
 from contextengine.errors import ConfigurationError
-from contextengine.topics.rulebook import LOG_ID, Entry, newest
+from contextengine.topics.rulebook import LOG_ID, SWITCHES, Entry, newest, switches
 
 
 class RuleSets:
     """Finds a rule set by its hash; one that is not known yet is looked for in the rules topic.
 
     `version` and `latest` name the newest rule set: its offset in the rules topic, and its hash; -1 and "" before any.
+    `off` is what is switched off, since `switches_version`.
     """
 
     def __init__(
@@ -25,13 +26,17 @@ class RuleSets:
         self.version = -1
         self.latest = ""
         self.log_id = ""
+        self.off: list[str] = []
+        self.switches_version = -1
 
     async def refresh(self) -> None:
         """Read the rules topic to its end."""
         entries = await self._read()
         self.latest, self.version = newest(entries)
+        self.off, self.switches_version = switches(entries)
         self._texts = {key: entry.value.decode() for key, entry in entries.items()}
         self.log_id = self._texts.pop(LOG_ID, "")
+        self._texts.pop(SWITCHES, None)
 
     def known(self, rules_hash: str) -> RuleSet | None:
         """The rule set, if it has been asked for before."""

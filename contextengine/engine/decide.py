@@ -10,6 +10,7 @@ InjectionRedriven acts once for each of its numbers.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from hashlib import blake2b
 from typing import Final
 
@@ -79,7 +80,7 @@ def _decide(
     rules: RuleSet,
     decision: Decision,
 ) -> None:
-    lives = Lives(session, now_ms, decision)
+    lives = Lives(session, now_ms, decision, partition.off)
     if isinstance(event, ConversationEvent):
         arrival = advance(session, event, now_ms)
         if arrival is Arrival.DUPLICATE:
@@ -92,7 +93,7 @@ def _decide(
     if may_fire:
         moment = rules.moment(session, event, now_ms)
         for rule in rules.concerned(moment):
-            _consider(rule, moment, lives, decision)
+            _consider(rule, moment, lives, partition.off, decision)
     if isinstance(event, SessionEnded):
         for held in list(session.held.values()):
             lives.call_back(held, Outcome.CANCELLED, "the session has ended")
@@ -143,7 +144,7 @@ def _hear(session: Session, event: SessionFeedback, now_ms: int, lives: Lives, d
     return False
 
 
-def _consider(rule: Rule, moment: Moment, lives: Lives, decision: Decision) -> None:
+def _consider(rule: Rule, moment: Moment, lives: Lives, off: Collection[str], decision: Decision) -> None:
     """Ask a rule; what it proposes becomes an injection or an explained suppression, and so does its own failure."""
     session, event, now_ms = moment.session, moment.event, moment.now_ms
     try:
@@ -157,7 +158,7 @@ def _consider(rule: Rule, moment: Moment, lives: Lives, decision: Decision) -> N
         return
     trigger_ms = clock.happened_ms(session, event, now_ms) if isinstance(event, ConversationEvent) else now_ms
     candidate = propose(rule, content, session, decision.position, trigger_ms, now_ms)
-    suppression = refuse(candidate, session, now_ms)
+    suppression = refuse(candidate, session, now_ms, off)
     if suppression is not None:
         decision.suppressed.append(suppression)
         return

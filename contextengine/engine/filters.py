@@ -2,6 +2,7 @@
 
 The filters are asked in this order, and the first that refuses says why:
 
+    switch       somebody has switched off the rule, the session's provider, or everything
     route        the session has not told where contexts go in a way that we know, or has ended
     ttl          the context's life was over before it was decided
     size         more than 32 KiB of text
@@ -15,7 +16,7 @@ The filters are asked in this order, and the first that refuses says why:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Final, TypeAlias
 
 import msgspec
@@ -24,7 +25,7 @@ from contextengine.engine import clock
 from contextengine.engine.candidate import Candidate, content_hash
 from contextengine.schemas.context import Criticality
 from contextengine.schemas.decision import Suppression
-from contextengine.schemas.events import ATTACH, HAND_OFF
+from contextengine.schemas.events import ATTACH, EVERYTHING, HAND_OFF
 from contextengine.schemas.session import HeldInjection, Session
 
 BUFFERED: Final = 64
@@ -36,13 +37,21 @@ GROWTH_BYTES: Final = 1_024
 Filter: TypeAlias = "Callable[[Candidate, Session, int], str | None]"
 
 
-def refuse(candidate: Candidate, session: Session, now_ms: int) -> Suppression | None:
-    """Why `candidate` must not become an injection, or None."""
+def refuse(candidate: Candidate, session: Session, now_ms: int, off: Collection[str] = ()) -> Suppression | None:
+    """Why `candidate` must not become an injection, or None; `off` is what the session's partition has switched off."""
+    if switch := switched_off(off, candidate.rule.name, session.provider):
+        return Suppression(rule=candidate.rule.name, filter="switch", reason=switch)
     for name, asks in FILTERS.items():
         reason = asks(candidate, session, now_ms)
         if reason is not None:
             return Suppression(rule=candidate.rule.name, filter=name, reason=reason)
     return None
+
+
+def switched_off(off: Collection[str], rule: str, provider: str) -> str | None:
+    """Which switch keeps the contexts of this rule from this provider, or None."""
+    found = next((name for name in (EVERYTHING, f"rule:{rule}", f"provider:{provider}") if name in off), None)
+    return None if found is None else f"switched off: {found}"
 
 
 def no_room(held: HeldInjection, session: Session) -> str | None:

@@ -6,6 +6,7 @@ nowhere else. What follows from a verdict is the table in `delivery.next_step`.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Final
 
 import msgspec
@@ -13,7 +14,7 @@ import msgspec
 from contextengine.delivery.next_step import RETRY_LINE_MS, End, next_step
 from contextengine.engine.candidate import content_hash, reasserted_id, redriven_id
 from contextengine.engine.decision import DeadInjection, Decision
-from contextengine.engine.filters import no_room
+from contextengine.engine.filters import no_room, switched_off
 from contextengine.engine.placement import next_look_ms, ready
 from contextengine.schemas.decision import Acceptance
 from contextengine.schemas.events import HAND_OFF
@@ -44,10 +45,11 @@ FAILURE_CHARACTERS: Final = 128
 class Lives:
     """A session's injections while one event is judged; what must be done for them goes into its decision."""
 
-    __slots__ = ("_decision", "_now_ms", "_session")
+    __slots__ = ("_decision", "_now_ms", "_off", "_session")
 
-    def __init__(self, session: Session, now_ms: int, decision: Decision) -> None:
+    def __init__(self, session: Session, now_ms: int, decision: Decision, off: Collection[str] = ()) -> None:
         self._session = session
+        self._off = off
         self._now_ms = now_ms
         self._decision = decision
 
@@ -239,6 +241,9 @@ class Lives:
             self._attempt(held)
 
     def _attempt(self, held: HeldInjection) -> None:
+        if self._off and (switch := switched_off(self._off, held.injection.rule, self._session.provider)):
+            self.end(held, Outcome.SKIPPED, switch)
+            return
         held.stage = Stage.IN_FLIGHT
         held.attempt += 1
         self._session.timers.pop(INJECTION_TIMER + held.injection.injection_id, None)

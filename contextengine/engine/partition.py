@@ -8,15 +8,19 @@ from contextengine.schemas.events import (
     PartitionEvent,
     RulesChanged,
     SessionFeedback,
+    SwitchesChanged,
 )
 from contextengine.schemas.session import Partition, Session, State
 
 
 def follow(partition: Partition, event: PartitionEvent) -> None:
-    """Take `event` into the partition's record, in place; a rule set older than the one in force is ignored."""
+    """Take `event` into the partition's record, in place; rules and switches older than those in force are ignored."""
     if isinstance(event, RulesChanged) and event.version > partition.rules_version:
         partition.rules_version = event.version
         partition.rules_hash = event.rules_hash
+    elif isinstance(event, SwitchesChanged) and event.version > partition.switches_version:
+        partition.switches_version = event.version
+        partition.off = event.off
 
 
 def subject(event: ConversationEvent | SessionFeedback, offset: int, found: State | None) -> Session | None:

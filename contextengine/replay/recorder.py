@@ -17,7 +17,7 @@ from contextengine.replay.evidence import ATTEMPT, CANCELLATION, DECISION, OUTCO
 from contextengine.replay.opening import StateUnknown
 from contextengine.replay.recording import Header, LogRecord, Output, Recording
 from contextengine.replay.source import opened
-from contextengine.schemas.events import PARTITION_EVENTS, PartitionAssigned, RulesChanged
+from contextengine.schemas.events import PARTITION_EVENTS, RulesChanged
 from contextengine.topics.intake import event_in
 from contextengine.topics.trace import TRACE
 
@@ -113,7 +113,7 @@ class _Recorder:
             return
         if isinstance(event, RulesChanged):
             self._know_rules(event.rules_hash)
-        elif not isinstance(event, PartitionAssigned) and record.offset <= self._begin(event):
+        elif not isinstance(event, PARTITION_EVENTS) and record.offset <= self._begin(event):
             self.before += 1
             return
         outputs = self._outputs.get(record.offset, ())

@@ -66,6 +66,7 @@ class Source:
         self.partitions = settings.partitions
         self.rules = {key: entry.value.decode() for key, entry in entries.items()}
         self.log_id = self.rules.pop(rulebook.LOG_ID, "")
+        self.rules.pop(rulebook.SWITCHES, None)
         self._versions = {key: entry.offset for key, entry in entries.items()}
         self._reader = reader
         self._bounds: dict[TopicPartition, Bounds] = {}

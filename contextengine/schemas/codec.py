@@ -30,6 +30,7 @@ from contextengine.schemas.events import (
     PartitionAssigned,
     RetryDue,
     RulesChanged,
+    SwitchesChanged,
     Tick,
 )
 from contextengine.schemas.injection import (
@@ -53,6 +54,7 @@ EVENTS: Final[tuple[type[Struct], ...]] = (
     InjectionRedriven,
     PartitionAssigned,
     RulesChanged,
+    SwitchesChanged,
 )
 RECORDS: Final[tuple[type[Struct], ...]] = (
     *EVENTS,

@@ -7,6 +7,7 @@
     InjectionRedriven       somebody sends a dead injection back
     PartitionAssigned       a worker has taken over a partition
     RulesChanged            from here on a partition's events are judged by these rules
+    SwitchesChanged         from here on these rules and providers are switched off
 
 All times are milliseconds of Unix time. A conversation event's `at_ms` is its producer's clock; the engine shifts it by
 an offset learned at the session's start. Events are trees, so the garbage collector need not look at them (`gc=False`).
@@ -24,6 +25,7 @@ USER = "user"
 ASSISTANT = "assistant"
 ATTACH = "attach"
 HAND_OFF = "hand_off"
+EVERYTHING = "everything"
 
 
 class ConversationEvent(Struct, frozen=True, kw_only=True, gc=False):
@@ -271,11 +273,21 @@ class RulesChanged(Struct, frozen=True, kw_only=True):
     rules_hash: str
 
 
+class SwitchesChanged(Struct, frozen=True, kw_only=True):
+    """From this record on the partition sends nothing of what is `off`; a lower version is ignored.
+
+    `rule:NAME`, `provider:NAME`, or EVERYTHING.
+    """
+
+    version: int
+    off: list[str]
+
+
 SessionFeedback: TypeAlias = Tick | AttemptReported | RetryDue | InjectionRedriven
-PartitionEvent: TypeAlias = PartitionAssigned | RulesChanged
+PartitionEvent: TypeAlias = PartitionAssigned | RulesChanged | SwitchesChanged
 AnyEvent: TypeAlias = ConversationEvent | SessionFeedback | PartitionEvent
 
-PARTITION_EVENTS: Final = (PartitionAssigned, RulesChanged)
+PARTITION_EVENTS: Final = (PartitionAssigned, RulesChanged, SwitchesChanged)
 """The same for `isinstance`, to which a union costs as much as a rule."""
 
 CONVERSATION_EVENTS: tuple[type[ConversationEvent], ...] = (

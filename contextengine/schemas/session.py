@@ -8,7 +8,7 @@ writes the one before as well: while engines of two versions share the partition
     2   RuleMemory.when: a rule whose `when` changes begins to count anew. Session.redriven, which this engine writes in
         version 1 too, for otherwise a copy of a redrive would act after a restore; one that knows only that forgets it
     3   RuleMemory.at_ms and parts, for strategies made of strategies; what detectors remember; the stream's figures;
-        what is put in again when the model has lost it.
+        what is put in again when the model has lost it; what a partition has switched off.
         An engine that knows version 2 leaves these out of what it writes
 """
 
@@ -187,7 +187,8 @@ class Session(Struct, tag="session"):
 class Partition(Struct, tag="partition"):
     """What a partition of the events topic remembers: the rules in force, the log it belongs to, how far it has come.
 
-    `now_ms` is the greatest append time so far; records at or below `floor` have been applied for every session.
+    `off` is what is switched off; `now_ms` is the greatest append time so far. Records at or below `floor` have been
+    applied for every session.
     """
 
     number: int
@@ -197,6 +198,8 @@ class Partition(Struct, tag="partition"):
     now_ms: int = 0
     rules_version: int = -1
     rules_hash: str = ""
+    switches_version: int = -1
+    off: list[str] = []
 
 
 State: TypeAlias = Session | Partition

@@ -36,6 +36,7 @@ from contextengine.schemas.events import (
     RulesChanged,
     SessionEnded,
     SessionStarted,
+    SwitchesChanged,
     Tick,
     TurnEnded,
     TurnStarted,
@@ -165,6 +166,10 @@ class Call:
         self.rules = rules
         version = self._partition.rules_version + 1
         self.append(RulesChanged(version=version, rules_hash=rules.rules_hash))
+
+    def switch_off(self, *off: str) -> None:
+        """From here on this is switched off, and nothing else: `rule:NAME`, `provider:NAME`, `everything`."""
+        self.append(SwitchesChanged(version=self._partition.switches_version + 1, off=list(off)))
 
     # What the engine makes of it; with `rule`, of that rule alone
 

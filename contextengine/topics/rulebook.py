@@ -1,4 +1,4 @@
-"""The rules topic: rule sets by hash, and the log id of the events topic.
+"""The rules topic: rule sets by hash, the log id of the events topic, and what is switched off.
 
 It is compacted and has one partition: the last value of each key is the one that counts.
 """
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 LOG_ID: Final = "log-id"
 """The key under which the id of the events topic stands; it is no hash of a rule set."""
+SWITCHES: Final = "switches"
+"""And that of what is switched off, a name a line."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,9 +65,15 @@ async def read(settings: Settings) -> dict[str, Entry]:
 
 def newest(entries: Mapping[str, Entry]) -> tuple[str, int]:
     """The hash and the version, which is its offset, of the newest rule set; "" and -1 before any."""
-    rule_sets = [(entry.offset, key) for key, entry in entries.items() if key != LOG_ID]
+    rule_sets = [(entry.offset, key) for key, entry in entries.items() if key not in (LOG_ID, SWITCHES)]
     version, rules_hash = max(rule_sets, default=(-1, ""))
     return rules_hash, version
+
+
+def switches(entries: Mapping[str, Entry]) -> tuple[list[str], int]:
+    """What is switched off, and the version of that, which is its offset; nothing and -1 before anybody has."""
+    entry = entries.get(SWITCHES)
+    return (entry.value.decode().splitlines(), entry.offset) if entry is not None else ([], -1)
 
 
 async def append(settings: Settings, key: str, value: bytes) -> int:
