@@ -12,28 +12,33 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from hashlib import blake2b
-from typing import Final
+from typing import Final, cast
 
 import msgspec
 
 from contextengine.engine import clock
+from contextengine.engine.builders import Content
 from contextengine.engine.candidate import propose
 from contextengine.engine.decision import Decision
 from contextengine.engine.filters import refuse
 from contextengine.engine.lives import INJECTION_TIMER, SHOWN_CHARACTERS, Lives
 from contextengine.engine.moment import Moment
+from contextengine.engine.pushed import name_of, pushed_rule
 from contextengine.engine.rules import RULE_TIMER, Rule, RuleSet
 from contextengine.engine.session import Arrival, advance
 from contextengine.engine.strategies.strategy import Evidence, Timed
+from contextengine.engine.triggers.keywords import PhraseIndex
 from contextengine.errors import TemplateFailed
 from contextengine.schemas.decision import DecisionMade, Firing, Suppression
 from contextengine.schemas.events import (
     AgentHandover,
     AttemptReported,
     ContextCompacted,
+    ContextPushed,
     ContextRequested,
     ConversationEvent,
     InjectionRedriven,
+    PendingCancelled,
     ProviderReconnected,
     RetryDue,
     SessionEnded,
@@ -49,8 +54,6 @@ FORGET_AFTER_MS: Final = 3_600_000
 """An ended session is kept for so long, for reports and duplicates that come late."""
 ABANDONED_AFTER_MS: Final = 86_400_000
 """A session without an end is forgotten when it has had no event for so long."""
-LOSES_THE_CONTEXT: Final = (ProviderReconnected, ContextCompacted, AgentHandover)
-"""After these nobody knows that anything of ours is still in the model's context."""
 AGAIN_MS: Final = 1_000
 """How soon a strategy is asked again that after its Tick still names a time gone by: it must not fill the log."""
 
@@ -86,17 +89,13 @@ def _decide(
         if arrival is Arrival.DUPLICATE:
             return
         may_fire = arrival is Arrival.NEW
-        if may_fire and isinstance(event, LOSES_THE_CONTEXT):
-            lives.reassert(decision.position, decision.event)
+        _obey(session, event, now_ms, lives, partition.off, decision)
     else:
         may_fire = _hear(session, event, now_ms, lives, decision)
     if may_fire:
         moment = rules.moment(session, event, now_ms)
         for rule in rules.concerned(moment):
             _consider(rule, moment, lives, partition.off, decision)
-    if isinstance(event, SessionEnded):
-        for held in list(session.held.values()):
-            lives.call_back(held, Outcome.CANCELLED, "the session has ended")
     if session.held:
         lives.release()
         lives.wait()
@@ -117,6 +116,39 @@ def _position(event: ConversationEvent | SessionFeedback) -> str:
             return f"retry/{event.injection_id}/{event.attempt}"
         case InjectionRedriven():
             return f"redrive/{event.injection.injection_id}/{event.number}"
+
+
+def _obey(
+    session: Session, event: ConversationEvent, now_ms: int, lives: Lives, off: Collection[str], decision: Decision
+) -> None:
+    """Do what an event asks for by itself, whatever the rules say."""
+    match event:
+        case ContextPushed():
+            _push(Moment(session, event, now_ms, PhraseIndex(())), lives, off, decision)
+        case PendingCancelled():
+            reason = event.reason[:SHOWN_CHARACTERS] or f"{event.producer} took it back"
+            for held in list(session.held.values()):
+                injection = held.injection
+                if event.rule in ("", injection.rule) and event.key in ("", injection.context.metadata.key):
+                    lives.call_back(held, Outcome.CANCELLED, reason)
+        case ProviderReconnected() | ContextCompacted() | AgentHandover():
+            lives.reassert(decision.position, decision.event)
+        case SessionEnded():
+            for held in list(session.held.values()):
+                lives.call_back(held, Outcome.CANCELLED, "the session has ended")
+
+
+def _push(moment: Moment, lives: Lives, off: Collection[str], decision: Decision) -> None:
+    """Take what was pushed for the context of a rule that has fired; the session remembers no such rule."""
+    event = cast("ContextPushed", moment.event)
+    try:
+        rule = pushed_rule(event)
+    except ValueError as error:
+        decision.suppressed.append(_failure(name_of(event), error))
+        return
+    evidence = rule.when.evidence(moment, Memory()) or {}
+    decision.fired.append(Firing(rule=rule.name, evidence=evidence))
+    _propose(rule, rule.build.build(moment, evidence), moment, lives, off, decision)
 
 
 def _hear(session: Session, event: SessionFeedback, now_ms: int, lives: Lives, decision: Decision) -> bool:
@@ -146,7 +178,6 @@ def _hear(session: Session, event: SessionFeedback, now_ms: int, lives: Lives, d
 
 def _consider(rule: Rule, moment: Moment, lives: Lives, off: Collection[str], decision: Decision) -> None:
     """Ask a rule; what it proposes becomes an injection or an explained suppression, and so does its own failure."""
-    session, event, now_ms = moment.session, moment.event, moment.now_ms
     try:
         evidence = _evidence(rule, moment)
         if evidence is None:
@@ -154,8 +185,16 @@ def _consider(rule: Rule, moment: Moment, lives: Lives, off: Collection[str], de
         decision.fired.append(Firing(rule=rule.name, evidence=evidence))
         content = rule.build.build(moment, evidence)
     except Exception as error:  # noqa: BLE001 - a rule is its user's program: whatever it raises is its failure
-        decision.suppressed.append(_failure(rule, error))
+        decision.suppressed.append(_failure(rule.name, error))
         return
+    _propose(rule, content, moment, lives, off, decision)
+
+
+def _propose(
+    rule: Rule, content: Content, moment: Moment, lives: Lives, off: Collection[str], decision: Decision
+) -> None:
+    """Make an injection of what a rule says, or an explained suppression."""
+    session, event, now_ms = moment.session, moment.event, moment.now_ms
     trigger_ms = clock.happened_ms(session, event, now_ms) if isinstance(event, ConversationEvent) else now_ms
     candidate = propose(rule, content, session, decision.position, trigger_ms, now_ms)
     suppression = refuse(candidate, session, now_ms, off)
@@ -215,10 +254,10 @@ def _must_be_long(value: object, name: str) -> None:
         raise TypeError(f"its {name} is {value!r}")
 
 
-def _failure(rule: Rule, error: Exception) -> Suppression:
+def _failure(rule: str, error: Exception) -> Suppression:
     if isinstance(error, TemplateFailed):
-        return Suppression(rule=rule.name, filter="template", reason=str(error)[:SHOWN_CHARACTERS])
-    return Suppression(rule=rule.name, filter="rule", reason=f"{type(error).__name__}: {error}"[:SHOWN_CHARACTERS])
+        return Suppression(rule=rule, filter="template", reason=str(error)[:SHOWN_CHARACTERS])
+    return Suppression(rule=rule, filter="rule", reason=f"{type(error).__name__}: {error}"[:SHOWN_CHARACTERS])
 
 
 def _arm(
@@ -256,7 +295,7 @@ def _due_ms(rule: Rule, strategy: Timed, session: Session, decision: Decision) -
         if due_ms is not None:
             _must_be_long(due_ms, "due_ms")
     except Exception as error:  # noqa: BLE001 - as above
-        decision.suppressed.append(_failure(rule, error))
+        decision.suppressed.append(_failure(rule.name, error))
         return None
     return due_ms
 

@@ -45,7 +45,19 @@ SAID: Final = frozenset({"text", "query", "topic", "emotion", "message", "reason
 RENDERED: Final = frozenset({"information", "strategy", "attention"})
 """Fields of a context that waits in a session's state: they hold words too, and those of the rules' own stay."""
 OURS: Final = frozenset(
-    {"rule", "rules", "rules_hash", "engine", "source", "key", "when", "armed_for", "called_back", "content_hash"}
+    {
+        "rule",
+        "name",
+        "rules",
+        "rules_hash",
+        "engine",
+        "source",
+        "key",
+        "when",
+        "armed_for",
+        "called_back",
+        "content_hash",
+    }
 )
 """Fields that only the engine and the rules fill."""
 TERMS: Final = frozenset(
@@ -168,7 +180,7 @@ class _Redaction:
     def _key(self, field: str, name: str) -> str:
         """The name of an entry of a mapping."""
         match field:
-            case "facts":
+            case "facts" | "terms":
                 return with_words(name, self._word)
             case "held":
                 return self._injection(name)

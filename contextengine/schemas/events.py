@@ -19,7 +19,9 @@ from typing import Final, TypeAlias
 
 from msgspec import Struct
 
+from contextengine.schemas.context import Criticality, Facts, Respond, Trust
 from contextengine.schemas.injection import AttemptVerdict, Injection
+from contextengine.schemas.session import Place
 
 USER = "user"
 ASSISTANT = "assistant"
@@ -216,6 +218,38 @@ class ContextRequested(ConversationEvent, frozen=True, kw_only=True):
     query: str = ""
 
 
+class ContextPushed(ConversationEvent, frozen=True, kw_only=True):
+    """Somebody puts a context into the session by hand: it is filtered, placed and delivered as a rule's.
+
+    `name` is what it is called in explanations (the producer by default), `key` its slot (its name by default),
+    `ttl_ms` the time within which it must be in, counted from `at_ms`. Untrusted text, unless its producer says more.
+    """
+
+    information: Facts = {}
+    strategy: Facts = {}
+    attention: Facts = {}
+    name: str = ""
+    key: str = ""
+    ttl_ms: int = 60_000
+    criticality: Criticality = Criticality.HELPFUL
+    priority: int = 0
+    place: Place = Place.NOW
+    fallback_ms: int | None = None
+    respond: Respond = Respond.NEVER
+    trust: Trust = Trust.UNTRUSTED
+
+
+class PendingCancelled(ConversationEvent, frozen=True, kw_only=True):
+    """Somebody takes back what has not reached the model: of `rule` (`pushed:NAME`), of the slot `key`, or everything.
+
+    Each ends as cancelled; one that is with its provider already ends as its provider says.
+    """
+
+    rule: str = ""
+    key: str = ""
+    reason: str = ""
+
+
 class ErrorOccurred(ConversationEvent, frozen=True, kw_only=True):
     """Something in the conversation's own machinery went wrong."""
 
@@ -315,5 +349,7 @@ CONVERSATION_EVENTS: tuple[type[ConversationEvent], ...] = (
     ContextCompacted,
     ProviderReconnected,
     ContextRequested,
+    ContextPushed,
+    PendingCancelled,
     ErrorOccurred,
 )

@@ -30,7 +30,7 @@ LONGEST_MS: Final = 36_600 * 24 * 3_600_000
 IDENTITY_CHARACTERS: Final = 256
 IDENTITIES: Final = (
     *("producer", "channel", "speaker", "emotion"),
-    *("provider", "model", "route", "call_id", "user_id", "modality"),
+    *("name", "key", "rule", "provider", "model", "route", "call_id", "user_id", "modality"),
 )
 """What a session's state and its outputs repeat, and so must be short; a small event cannot hold much of it."""
 _SESSION_EVENTS: Final = (ConversationEvent, Tick, AttemptReported, RetryDue, InjectionRedriven)
