@@ -58,7 +58,7 @@ LIBRARIES_OF_THE_PURE = {
     "schemas": {"msgspec", "fastavro", "aiokafka.record.util.decode_varint"},
     "delivery": set(),
     "engine": {
-        *("msgspec", "jinja2", "cronsim", "zoneinfo.ZoneInfo"),
+        *("msgspec", "jinja2", "cel_expr_python", "cronsim", "zoneinfo.ZoneInfo"),
         *("datetime.datetime", "datetime.UTC", "datetime.timedelta"),
     },
 }

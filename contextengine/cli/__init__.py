@@ -12,7 +12,21 @@ from typing import Annotated, Final
 import typer
 
 from contextengine import __version__
-from contextengine.cli import audit, deadletters, demo, publish, record, replay, rules, serve, simulate, tail, topics
+from contextengine.cli import (
+    audit,
+    deadletters,
+    demo,
+    publish,
+    record,
+    replay,
+    rules,
+    serve,
+    simulate,
+    switch,
+    tail,
+    topics,
+    why,
+)
 from contextengine.cli.options import FOUND_PROBLEMS, MISCONFIGURED, NO_BROKER, examples
 from contextengine.errors import BrokerUnavailable, ConfigurationError, ContextEngineError, RegistryUnavailable
 from contextengine.monitoring.log import configure
@@ -33,6 +47,7 @@ app = typer.Typer(
 demo.register(app)
 serve.register(app)
 simulate.register(app)
+switch.register(app)
 topics.register(app)
 publish.register(app)
 tail.register(app)
@@ -41,6 +56,7 @@ rules.register(app)
 record.register(app)
 replay.register(app)
 audit.register(app)
+why.register(app)
 
 
 def _show_version(wanted: bool) -> None:

@@ -17,13 +17,13 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from contextengine.engine.moment import Moment
 from contextengine.engine.strategies.strategy import Evidence
+from contextengine.engine.vocabulary import OF_SESSION
 from contextengine.errors import TemplateFailed
 from contextengine.schemas.context import Facts
 from contextengine.schemas.events import MessageCompleted
 
 QUOTING_NAMES: Final = frozenset({"said", "history"})
 TEMPLATE_NAMES: Final = QUOTING_NAMES | {"session", "facts", "evidence"}
-SESSION_NAMES: Final = frozenset({"id", "minutes", "messages", "turns", "emotion", "modality", "user"})
 
 _jinja = ImmutableSandboxedEnvironment(undefined=jinja2.StrictUndefined, autoescape=False)
 del _jinja.filters["random"]  # the same moment must always give the same text
@@ -119,7 +119,7 @@ def template_mistakes(text: str) -> list[str]:
         return [f"template {text!r}: {error.message}"]
     names = meta.find_undeclared_variables(tree)
     of_session = _asked_of("session", tree) if "session" in names else set()
-    return _unknown("", names, TEMPLATE_NAMES) + _unknown("session.", of_session, SESSION_NAMES)
+    return _unknown("", names, TEMPLATE_NAMES) + _unknown("session.", of_session, frozenset(OF_SESSION))
 
 
 def _is_template(text: str) -> bool:
@@ -145,15 +145,7 @@ def _is(node: nodes.Node, name: str) -> bool:
 def _names(moment: Moment, evidence: Evidence) -> dict[str, Any]:
     session = moment.session
     return {
-        "session": {
-            "id": session.session_id,
-            "minutes": moment.elapsed_ms // 60_000,
-            "messages": session.messages,
-            "turns": session.turns,
-            "emotion": session.emotion,
-            "modality": session.modality,
-            "user": session.user_id,
-        },
+        "session": {name: asked.of(session, moment.now_ms) for name, asked in OF_SESSION.items()},
         "facts": session.facts,
         "evidence": evidence,
         "history": [{"speaker": line.speaker, "text": line.text} for line in session.history],

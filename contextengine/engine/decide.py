@@ -83,7 +83,7 @@ def _decide(
     rules: RuleSet,
     decision: Decision,
 ) -> None:
-    lives = Lives(session, now_ms, decision, partition.off)
+    lives = Lives(session, now_ms, decision, rules, partition.off)
     if isinstance(event, ConversationEvent):
         arrival = advance(session, event, now_ms)
         if arrival is Arrival.DUPLICATE:
@@ -179,7 +179,7 @@ def _hear(session: Session, event: SessionFeedback, now_ms: int, lives: Lives, d
 def _consider(rule: Rule, moment: Moment, lives: Lives, off: Collection[str], decision: Decision) -> None:
     """Ask a rule; what it proposes becomes an injection or an explained suppression, and so does its own failure."""
     try:
-        evidence = _evidence(rule, moment)
+        evidence = _evidence(rule, moment, decision)
         if evidence is None:
             return
         decision.fired.append(Firing(rule=rule.name, evidence=evidence))
@@ -206,12 +206,20 @@ def _propose(
     lives.accept(candidate.hold(session, now_ms))
 
 
-def _evidence(rule: Rule, moment: Moment) -> Evidence | None:
-    """The rule's evidence on this event, and what the session remembers of its firing."""
+def _evidence(rule: Rule, moment: Moment, decision: Decision) -> Evidence | None:
+    """The rule's evidence on this event, and what the session remembers of its firing.
+
+    A rule whose condition does not hold has not fired: its strategy has, and goes on from here.
+    """
     memory = _memory(moment.session, rule)
     due_before = _due(rule, moment.session, memory)
     evidence = rule.when.evidence(moment, memory)
     _must_be_longs(memory)
+    if evidence is not None and rule.condition is not None:
+        reason = rule.condition.why_not(moment.session, moment.now_ms, moment.event)
+        if reason is not None:
+            decision.suppressed.append(Suppression(rule=rule.name, filter="condition", reason=reason))
+            evidence = None
     if evidence is not None:
         memory.fired += 1
         memory.last_fired_ms = moment.now_ms

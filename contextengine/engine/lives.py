@@ -16,6 +16,7 @@ from contextengine.engine.candidate import content_hash, reasserted_id, redriven
 from contextengine.engine.decision import DeadInjection, Decision
 from contextengine.engine.filters import no_room, switched_off
 from contextengine.engine.placement import next_look_ms, ready
+from contextengine.engine.rules import RuleSet
 from contextengine.schemas.decision import Acceptance
 from contextengine.schemas.events import HAND_OFF
 from contextengine.schemas.injection import (
@@ -45,10 +46,13 @@ FAILURE_CHARACTERS: Final = 128
 class Lives:
     """A session's injections while one event is judged; what must be done for them goes into its decision."""
 
-    __slots__ = ("_decision", "_now_ms", "_off", "_session")
+    __slots__ = ("_decision", "_now_ms", "_off", "_rules", "_session")
 
-    def __init__(self, session: Session, now_ms: int, decision: Decision, off: Collection[str] = ()) -> None:
+    def __init__(
+        self, session: Session, now_ms: int, decision: Decision, rules: RuleSet, off: Collection[str] = ()
+    ) -> None:
         self._session = session
+        self._rules = rules
         self._off = off
         self._now_ms = now_ms
         self._decision = decision
@@ -243,6 +247,11 @@ class Lives:
     def _attempt(self, held: HeldInjection) -> None:
         if self._off and (switch := switched_off(self._off, held.injection.rule, self._session.provider)):
             self.end(held, Outcome.SKIPPED, switch)
+            return
+        rule = self._rules.rule(held.injection.rule)
+        condition = None if rule is None else rule.condition
+        if condition is not None and (reason := condition.why_not(self._session, self._now_ms)) is not None:
+            self.end(held, Outcome.SKIPPED, reason)
             return
         held.stage = Stage.IN_FLIGHT
         held.attempt += 1

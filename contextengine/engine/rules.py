@@ -14,6 +14,7 @@ from hashlib import blake2b
 from typing import Final
 
 from contextengine.engine.builders import Builder
+from contextengine.engine.conditions import Condition
 from contextengine.engine.moment import Moment
 from contextengine.engine.strategies.strategy import Strategy, Timed, Worded, attended_by, digest_of, vocabulary_of
 from contextengine.engine.triggers.keywords import PhraseIndex
@@ -37,6 +38,7 @@ DEFAULT_POLICIES: Final = {
 class Rule:
     """When to inject what, how important it is, and where to place it. Times are the session's own.
 
+    `condition` is asked when `when` fires, and again each time its context is about to go in.
     `key` is the slot (the rule's name by default); `cooldown_ms` keeps the same content out of the slot for so long
     after it went in; `quiet_ms` and `fallback_ms` belong to the placement; `timeout_ms` is for one attempt (wall
     clock); in `shadow` a rule decides and explains, and injects nothing; with a `share` below 1 it is so for the other
@@ -46,6 +48,7 @@ class Rule:
     name: str
     when: Strategy
     build: Builder
+    condition: Condition | None = None
     criticality: Criticality = Criticality.HELPFUL
     priority: int = 0
     ttl_ms: int = 60_000
@@ -130,7 +133,10 @@ class RuleSet:
                 (rule, rule.when) for rule in ordered if isinstance(rule.when, Timed) and Tick in rule.when.listens
             ),
             "phrases": PhraseIndex(frozenset().union(*(vocabulary_of(rule.when) for rule in ordered))),
-            "attends": frozenset().union(*(attended_by(rule.when) for rule in ordered)),
+            "attends": frozenset().union(
+                *(attended_by(rule.when) for rule in ordered),
+                *(rule.condition.attends for rule in ordered if rule.condition is not None),
+            ),
             "_by_name": {rule.name: rule for rule in ordered},
             "_open": {listened: tuple(rules) for listened, rules in by_type.items()},
             "_worded": {phrase: tuple(rules) for phrase, rules in by_phrase.items()},

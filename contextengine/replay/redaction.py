@@ -28,7 +28,7 @@ from contextengine.engine.builders import Text
 from contextengine.engine.decision import Decision
 from contextengine.engine.lives import INJECTION_TIMER
 from contextengine.engine.rules import RuleSet
-from contextengine.engine.strategies.semantic import Emotion
+from contextengine.engine.strategies.semantic import Emotion, Topic
 from contextengine.engine.strategies.strategy import Strategy, parts_of, vocabulary_of
 from contextengine.engine.triggers.emotion import feeling_in
 from contextengine.engine.triggers.keywords import with_words, words_of
@@ -305,6 +305,8 @@ def _words_that_count(rules: list[RuleSet], recording: Recording) -> Iterator[st
             yield from vocabulary_of(strategy)
             if isinstance(strategy, Emotion):
                 yield from strategy.any_of
+            if isinstance(strategy, Topic):
+                yield from strategy.about
     for text in recording.header.rules.values():
         yield from _CODE.findall(text)
 

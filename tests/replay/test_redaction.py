@@ -59,7 +59,16 @@ RULES = dedent("""\
 """)
 SECRETS = [
     *("Katharina", "Wolkenstein", "k.wolkenstein@example.org", "example", "+49 171 5550199", "5550199", "7Q4-XK"),
-    *("Zanzibar", "crm_lookup_tool", "tool-77", "user-8812", "call_9931", "rtc_44771", "acme_voice", "acme-realtime"),
+    *(
+        "Zanzibar",
+        "crm_lookup_tool",
+        "crm_call_77",
+        "user-8812",
+        "call_9931",
+        "rtc_44771",
+        "acme_voice",
+        "acme-realtime",
+    ),
     *("supervisor_bot", "stored_in_bucket", "billing_question", "timeout_at_host", "db7.internal", "homesick"),
     *("AcmeProviderError", "peer_10_0_0_7", "msg_7781", "diagnosis", "melanoma", "ftacme"),
     *("left_angrily", "req_3141", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", "Maria", "Ångström"),
@@ -85,8 +94,8 @@ def call() -> Call:
     call.send(MessageCompleted, **voice, speaker="user", text="Hi, Katharina Wolkenstein, I want to CANCEL 7Q4-XK!")
     call.advance_ms(100)
     call.send(AudioChunkReceived, **voice, speaker="user", duration_ms=10, reference="stored_in_bucket")
-    call.send(ToolCallStarted, **voice, tool="crm_lookup_tool", tool_call_id="tool-77")
-    call.send(ToolCallEnded, **voice, tool="crm_lookup_tool", tool_call_id="tool-77")
+    call.send(ToolCallStarted, **voice, tool="crm_lookup_tool", tool_call_id="crm_call_77")
+    call.send(ToolCallEnded, **voice, tool="crm_lookup_tool", tool_call_id="crm_call_77")
     call.send(
         MessageCompleted, **voice, speaker="assistant", text="Your number, Maria Ångström?", message_id="msg_7781"
     )
@@ -223,7 +232,11 @@ def test_a_session_that_cannot_be_replayed_is_left_out(call, tmp_path):
     assert "Maria" not in text_of(after, tmp_path)
 
 
-@pytest.mark.parametrize("file", files_in([Path(__file__).parents[1] / "sessions"])[::5], ids=lambda file: file.name)
+FILES = [file for file in files_in([Path(__file__).parents[1] / "sessions"]) if not file.name.startswith("brain-")]
+"""Rules that judge by what words mean are another matter: without the words they judge otherwise."""
+
+
+@pytest.mark.parametrize("file", FILES[::5], ids=lambda file: file.name)
 def test_a_real_recorded_session_is_judged_alike_when_it_is_redacted(file):
     after = redacted(read(file))
     assert replay(after).divergence is None
