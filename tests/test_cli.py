@@ -45,6 +45,8 @@ COMMANDS = [
     "switch on",
     "switch list",
     "why",
+    "rules test",
+    "rules schema",
     "tail",
     "rules check",
     "rules try",

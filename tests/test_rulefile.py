@@ -12,10 +12,13 @@ from hypothesis import strategies as st
 
 import contextengine
 from contextengine import plugins
-from contextengine.engine.strategies.compose import All
+from contextengine.engine.builders import Text
+from contextengine.engine.conditions import Condition
+from contextengine.engine.strategies.compose import All, Not
 from contextengine.engine.strategies.semantic import Emotion, Keyword
 from contextengine.engine.strategies.state_based import ConversationReaches, Silence
 from contextengine.engine.strategies.temporal import Every, EveryMessages
+from contextengine.engine.vocabulary import OF_SESSION
 from contextengine.errors import RulesInvalid
 from contextengine.rulefile import parse_rules, read_text, rules_hash
 from contextengine.schemas.context import Criticality, Respond, Trust
@@ -34,6 +37,26 @@ def rule_of(text):
 def when(text):
     """What `when` means, written in one line."""
     return rule_of(f"rules: [{{name: r, when: {text}, {SAID}}}]").when
+
+
+def test_a_strategy_may_stand_alone_where_another_one_has_it_first():
+    assert when("{all: [{keyword: a}, {not: {keyword: b}}]}") == All((Keyword(("a",)), Not(Keyword(("b",)))))
+    assert when("{all: [{keyword: a}, {not: {of: {keyword: b}}}]}") == All((Keyword(("a",)), Not(Keyword(("b",)))))
+
+
+@pytest.mark.parametrize(
+    ("text", "quotes"),
+    [
+        ("{{ evidence.messages }}", False),
+        ("{{ evidence.query }}", True),
+        ("{{ evidence['topic'] }}", True),
+        ("{% for name in evidence %}{{ name }}{% endfor %}", True),
+        ("{{ evidence.get('query') }}", True),
+        ("{{ session.turns }}", False),
+    ],
+)
+def test_evidence_that_is_somebodys_words_is_a_quotation(text, quotes):
+    assert Text(information={"a": text}).quotes_people is quotes
 
 
 def problems(text):
@@ -82,6 +105,7 @@ def test_every_key_of_a_rule_can_be_written():
             respond: after_turn
             trust: untrusted
             timeout: 900 ms
+            if: session.turns > 3
             on_failure: {strategy: retry_async, max_attempts: 4, delay: 2 s}
             shadow: true
     """)
@@ -90,6 +114,7 @@ def test_every_key_of_a_rule_can_be_written():
     assert (rule.respond, rule.trust, rule.timeout_ms) == (Respond.AFTER_TURN, Trust.UNTRUSTED, 900)
     assert rule.failure_policy == FailurePolicy(FailureStrategy.RETRY_ASYNC, 4, 2_000)
     assert rule.shadow is True
+    assert rule.condition == Condition("session.turns > 3")
     assert rule.build.attention == {"focus": ["a", "b"], "avoid": "c"}
 
 
@@ -117,6 +142,10 @@ def test_a_strategy_may_be_written_short_or_with_its_keys(text, strategy):
 
 DURATION = "expected a duration such as 500 ms, 10 s, 30 min or 1 h, at most a year"
 SESSION = "emotion, id, messages, minutes, modality, model, phase, provider, turns, user"
+KNOWN = (
+    f"Known: {', '.join(f'session.{name}' for name in OF_SESSION)}, facts, event.type, event.speaker, event.text, "
+    "has, size, contains, startsWith, endsWith, int, double, string"
+)
 STRATEGIES = ", ".join(plugins.names("strategies"))
 
 
@@ -199,6 +228,16 @@ rules:
             "59: `strategy` is 'retry', expected one of skip, retry_async",
         ),
         (f"{SAID}, on_failure: {{attempts: 3}}", "49: `on_failure` knows no `attempts`; did you mean `max_attempts`?"),
+        (f"{SAID}, if: [true]", "40: `if` is a list, expected text"),
+        (f"{SAID}, if: session.turns", "40: condition 'session.turns': it gives int, expected true or false"),
+        (
+            f"{SAID}, if: session.turns >",
+            "40: condition 'session.turns >': 1:16: Syntax error: mismatched input '<EOF>'",
+        ),
+        (
+            f"{SAID}, if: session.turn > 3",
+            f"40: condition 'session.turn > 3': no condition knows session.turn; did you mean session.turns? {KNOWN}",
+        ),
     ],
 )
 def test_a_mistake_in_the_rest_of_a_rule_is_told_in_the_same_way(written, problem):

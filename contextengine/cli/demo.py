@@ -17,7 +17,7 @@ Broker = Annotated[
 ]
 Rules = Annotated[
     Path | None,
-    typer.Option("--rules", metavar="FILE", help="Your rules, not the demo's.", exists=True, dir_okay=False),
+    typer.Option("--rules", metavar="FILE|FOLDER", help="Your rules, not the demo's.", exists=True),
 ]
 Picture = Annotated[Path | None, typer.Option("--picture", metavar="SVG", hidden=True, help="Take a picture.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Show nothing on the way; write the summary as JSON.")]

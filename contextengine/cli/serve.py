@@ -23,9 +23,7 @@ log = logging.getLogger(__name__)
 
 Rules = Annotated[
     Path | None,
-    typer.Option(
-        "--rules", metavar="FILE", help="Put these rules in force, if they are not.", exists=True, dir_okay=False
-    ),
+    typer.Option("--rules", metavar="FILE|FOLDER", help="Put these rules in force, if they are not.", exists=True),
 ]
 Port = Annotated[
     int | None,

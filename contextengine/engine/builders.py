@@ -23,6 +23,8 @@ from contextengine.schemas.context import Facts
 from contextengine.schemas.events import MessageCompleted
 
 QUOTING_NAMES: Final = frozenset({"said", "history"})
+QUOTING_EVIDENCE: Final = frozenset({"query", "topic", *dir(dict)})
+"""What rules fire on that is somebody's words: a request, what a topic is known by, and all of it at once."""
 TEMPLATE_NAMES: Final = QUOTING_NAMES | {"session", "facts", "evidence"}
 
 _jinja = ImmutableSandboxedEnvironment(undefined=jinja2.StrictUndefined, autoescape=False)
@@ -61,14 +63,14 @@ class Text:
     quotes_people: bool = field(init=False, repr=False, default=False)
 
     def __post_init__(self) -> None:
-        names: set[str] = set()
+        quotes = False
         for source in self._sources():
             mistakes = template_mistakes(source)
             if mistakes:
                 raise ValueError("; ".join(mistakes))
-            names |= meta.find_undeclared_variables(_jinja.parse(source))
+            quotes = quotes or _quotes_people(_jinja.parse(source))
             self._templates[source] = _jinja.from_string(source)
-        object.__setattr__(self, "quotes_people", bool(names & QUOTING_NAMES))
+        object.__setattr__(self, "quotes_people", quotes)
         if not (self.information or self.strategy or self.attention):
             raise ValueError("at least one of information, strategy and attention must say something")
 
@@ -120,6 +122,15 @@ def template_mistakes(text: str) -> list[str]:
     names = meta.find_undeclared_variables(tree)
     of_session = _asked_of("session", tree) if "session" in names else set()
     return _unknown("", names, TEMPLATE_NAMES) + _unknown("session.", of_session, frozenset(OF_SESSION))
+
+
+def _quotes_people(tree: nodes.Template) -> bool:
+    """Whether what somebody said can be in the text; evidence that is not asked for by name may be anything."""
+    if meta.find_undeclared_variables(tree) & QUOTING_NAMES:
+        return True
+    uses = sum(_is(name, "evidence") for name in tree.find_all(nodes.Name))
+    named = [part for part in tree.find_all(nodes.Getattr) if _is(part.node, "evidence")]
+    return uses != len(named) or any(part.attr in QUOTING_EVIDENCE for part in named)
 
 
 def _is_template(text: str) -> bool:
