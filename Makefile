@@ -18,7 +18,7 @@ check: .venv/installed  ## what a commit must pass besides the tests
 faults: .venv/installed  ## every fault test at the base load, on Apache Kafka: 40 minutes; shows its figures at the end
 	FAULTS=full $(BIN)/pytest tests/faults $(ARGS)
 
-BENCH ?= throughput steps latency sessions scale
+BENCH ?= decide throughput steps latency sessions scale
 
 bench: .venv/installed  ## all of benchmarks/ on Apache Kafka, half an hour; one of them: make bench BENCH=latency ARGS="--runs 1"
 	for name in $(BENCH); do echo; echo "== $$name"; $(BIN)/python benchmarks/$$name.py $(ARGS) || exit 1; done

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Mapping
 
 from contextengine.engine.rules import NO_RULES, RuleSet
 from contextengine.errors import ConfigurationError
-from contextengine.topics.rulebook import LOG_ID, SWITCHES, Entry, newest, switches
+from contextengine.topics.rulebook import LOG_ID, Entry, is_no_rule_set, newest, switches
 
 
 class RuleSets:
@@ -34,9 +34,8 @@ class RuleSets:
         entries = await self._read()
         self.latest, self.version = newest(entries)
         self.off, self.switches_version = switches(entries)
-        self._texts = {key: entry.value.decode() for key, entry in entries.items()}
-        self.log_id = self._texts.pop(LOG_ID, "")
-        self._texts.pop(SWITCHES, None)
+        self._texts = {key: entry.value.decode() for key, entry in entries.items() if not is_no_rule_set(key)}
+        self.log_id = entries[LOG_ID].value.decode() if LOG_ID in entries else ""
 
     def known(self, rules_hash: str) -> RuleSet | None:
         """The rule set, if it has been asked for before."""

@@ -97,12 +97,19 @@ class SessionsAgent:
         DECIDE_SECONDS.observe((perf_counter() - started) / len(records))
 
     def partition(self, number: int) -> Partition:
-        """The record of a partition; one that nobody has owned before begins with the newest rule set."""
+        """The record of a partition; one that nobody has owned before begins with the newest rules and switches."""
         found = self._table.get_partition(number)
         if isinstance(found, Partition):
             return found
         newest = self._rule_sets
-        born = Partition(number, log_id=newest.log_id, rules_version=newest.version, rules_hash=newest.latest)
+        born = Partition(
+            number,
+            log_id=newest.log_id,
+            rules_version=newest.version,
+            rules_hash=newest.latest,
+            switches_version=newest.switches_version,
+            off=newest.off,
+        )
         self._table.put_partition(number, born, born.floor)
         return born
 

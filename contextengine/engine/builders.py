@@ -23,7 +23,7 @@ from contextengine.schemas.context import Facts
 from contextengine.schemas.events import MessageCompleted
 
 QUOTING_NAMES: Final = frozenset({"said", "history"})
-QUOTING_EVIDENCE: Final = frozenset({"query", "topic", *dir(dict)})
+QUOTING_EVIDENCE: Final = frozenset({"query", "topic", "request_id", "code", *dir(dict)})
 """What rules fire on that is somebody's words: a request, what a topic is known by, and all of it at once."""
 TEMPLATE_NAMES: Final = QUOTING_NAMES | {"session", "facts", "evidence"}
 
@@ -61,16 +61,20 @@ class Text:
 
     _templates: dict[str, jinja2.Template] = field(init=False, repr=False, default_factory=dict)
     quotes_people: bool = field(init=False, repr=False, default=False)
+    attends: frozenset[str] = field(init=False, repr=False, default=frozenset())
 
     def __post_init__(self) -> None:
-        quotes = False
+        quotes, attends = False, set()
         for source in self._sources():
             mistakes = template_mistakes(source)
             if mistakes:
                 raise ValueError("; ".join(mistakes))
-            quotes = quotes or _quotes_people(_jinja.parse(source))
+            tree = _jinja.parse(source)
+            quotes = quotes or _quotes_people(tree)
+            attends |= {OF_SESSION[name].attends for name in _asked_of("session", tree)} - {None}
             self._templates[source] = _jinja.from_string(source)
         object.__setattr__(self, "quotes_people", quotes)
+        object.__setattr__(self, "attends", frozenset(attends))
         if not (self.information or self.strategy or self.attention):
             raise ValueError("at least one of information, strategy and attention must say something")
 

@@ -10,7 +10,7 @@ InjectionRedriven acts once for each of its numbers.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from hashlib import blake2b
 from typing import Final, cast
 
@@ -26,7 +26,7 @@ from contextengine.engine.moment import Moment
 from contextengine.engine.pushed import name_of, pushed_rule
 from contextengine.engine.rules import RULE_TIMER, Rule, RuleSet
 from contextengine.engine.session import Arrival, advance
-from contextengine.engine.strategies.strategy import Evidence, Timed
+from contextengine.engine.strategies.strategy import Evidence, Timed, is_timed
 from contextengine.engine.triggers.keywords import PhraseIndex
 from contextengine.errors import TemplateFailed
 from contextengine.schemas.decision import DecisionMade, Firing, Suppression
@@ -84,6 +84,7 @@ def _decide(
     decision: Decision,
 ) -> None:
     lives = Lives(session, now_ms, decision, rules, partition.off)
+    moved: list[Rule] = []
     if isinstance(event, ConversationEvent):
         arrival = advance(session, event, now_ms)
         if arrival is Arrival.DUPLICATE:
@@ -95,11 +96,13 @@ def _decide(
     if may_fire:
         moment = rules.moment(session, event, now_ms)
         for rule in rules.concerned(moment):
-            _consider(rule, moment, lives, partition.off, decision)
+            _consider(rule, moment, lives, partition.off, decision, moved)
+            if isinstance(event, Tick) and rule not in moved:
+                moved.append(rule)
     if session.held:
         lives.release()
         lives.wait()
-    _arm(session, event, now_ms, rules, decision)
+    _arm(session, event, now_ms, rules, moved, decision)
     _seal(session, partition, now_ms, decision)
 
 
@@ -127,10 +130,7 @@ def _obey(
             _push(Moment(session, event, now_ms, PhraseIndex(())), lives, off, decision)
         case PendingCancelled():
             reason = event.reason[:SHOWN_CHARACTERS] or f"{event.producer} took it back"
-            for held in list(session.held.values()):
-                injection = held.injection
-                if event.rule in ("", injection.rule) and event.key in ("", injection.context.metadata.key):
-                    lives.call_back(held, Outcome.CANCELLED, reason)
+            lives.take_back(event.rule, event.key, reason)
         case ProviderReconnected() | ContextCompacted() | AgentHandover():
             lives.reassert(decision.position, decision.event)
         case SessionEnded():
@@ -167,7 +167,6 @@ def _hear(session: Session, event: SessionFeedback, now_ms: int, lives: Lives, d
                 return False
             del session.timers[event.timer]
             if event.timer.startswith(RULE_TIMER):
-                session.armed_for = ""
                 return True
             if event.timer == FORGET_TIMER:
                 _forget_or_wait(session, now_ms, lives, decision)
@@ -176,10 +175,12 @@ def _hear(session: Session, event: SessionFeedback, now_ms: int, lives: Lives, d
     return False
 
 
-def _consider(rule: Rule, moment: Moment, lives: Lives, off: Collection[str], decision: Decision) -> None:
+def _consider(
+    rule: Rule, moment: Moment, lives: Lives, off: Collection[str], decision: Decision, moved: list[Rule]
+) -> None:
     """Ask a rule; what it proposes becomes an injection or an explained suppression, and so does its own failure."""
     try:
-        evidence = _evidence(rule, moment, decision)
+        evidence = _evidence(rule, moment, decision, moved)
         if evidence is None:
             return
         decision.fired.append(Firing(rule=rule.name, evidence=evidence))
@@ -203,16 +204,17 @@ def _propose(
         return
     for held in [held for held in session.held.values() if held.injection.context.metadata.key == candidate.slot]:
         lives.call_back(held, Outcome.SUPERSEDED, f"a newer context of {rule.name}")
-    lives.accept(candidate.hold(session, now_ms))
+    lives.accept(candidate.held)
 
 
-def _evidence(rule: Rule, moment: Moment, decision: Decision) -> Evidence | None:
+def _evidence(rule: Rule, moment: Moment, decision: Decision, moved: list[Rule]) -> Evidence | None:
     """The rule's evidence on this event, and what the session remembers of its firing.
 
     A rule whose condition does not hold has not fired: its strategy has, and goes on from here.
     """
     memory = _memory(moment.session, rule)
-    due_before = _due(rule, moment.session, memory)
+    timed = rule.when if is_timed(rule.when) else None
+    due_before = timed and timed.due_ms(moment.session, memory)
     evidence = rule.when.evidence(moment, memory)
     _must_be_longs(memory)
     if evidence is not None and rule.condition is not None:
@@ -225,8 +227,8 @@ def _evidence(rule: Rule, moment: Moment, decision: Decision) -> Evidence | None
         memory.last_fired_ms = moment.now_ms
     if evidence is not None or memory.counter or memory.at_ms or memory.parts:
         moment.session.rules[rule.name] = memory
-    if _due(rule, moment.session, memory) != due_before:
-        moment.session.armed_for = ""
+    if timed and timed.due_ms(moment.session, memory) != due_before:
+        moved.append(rule)
     if evidence is None:
         return None
     shown = {name[:SHOWN_CHARACTERS]: str(seen)[:EVIDENCE_CHARACTERS] for name, seen in evidence.items()}
@@ -243,17 +245,13 @@ def _memory(session: Session, rule: Rule) -> RuleMemory:
     return memory
 
 
-def _due(rule: Rule, session: Session, memory: Memory) -> int | None:
-    """When the rule wants to be asked though no event comes, as things stand."""
-    return rule.when.due_ms(session, memory) if isinstance(rule.when, Timed) else None
-
-
 def _must_be_longs(memory: Memory) -> None:
     """Raise TypeError when a memory, or one of its parts, is none that a state can hold."""
-    _must_be_long(memory.counter, "counter")
-    _must_be_long(memory.at_ms, "at_ms")
-    for part in memory.parts.values():
-        _must_be_longs(part)
+    if memory.counter or memory.at_ms or memory.parts:
+        _must_be_long(memory.counter, "counter")
+        _must_be_long(memory.at_ms, "at_ms")
+        for part in memory.parts.values():
+            _must_be_longs(part)
 
 
 def _must_be_long(value: object, name: str) -> None:
@@ -269,7 +267,12 @@ def _failure(rule: str, error: Exception) -> Suppression:
 
 
 def _arm(
-    session: Session, event: ConversationEvent | SessionFeedback, now_ms: int, rules: RuleSet, decision: Decision
+    session: Session,
+    event: ConversationEvent | SessionFeedback,
+    now_ms: int,
+    rules: RuleSet,
+    moved: list[Rule],
+    decision: Decision,
 ) -> None:
     """Put on timers what may happen though no event comes."""
     if decision.forget:
@@ -282,10 +285,13 @@ def _arm(
             del session.timers[timer]
         return
     armed_for = f"{rules.rules_hash}/{session.started_ms}/{session.quiet_since_ms}"
-    if session.started_ms is None or session.armed_for == armed_for:
+    if session.started_ms is None:
         return
+    timed: Iterable[tuple[Rule, Timed]] = rules.timed
+    if session.armed_for == armed_for:
+        timed = [(rule, rule.when) for rule in moved if Tick in rule.when.listens and is_timed(rule.when)]
     session.armed_for = armed_for
-    for rule, strategy in rules.timed:
+    for rule, strategy in timed:
         timer = RULE_TIMER + rule.name
         due_ms = _due_ms(rule, strategy, session, decision)
         if due_ms is None:

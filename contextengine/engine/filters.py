@@ -22,7 +22,7 @@ from typing import Final, TypeAlias
 import msgspec
 
 from contextengine.engine import clock
-from contextengine.engine.candidate import Candidate, content_hash
+from contextengine.engine.candidate import Candidate, content_hash, injection_id
 from contextengine.schemas.context import Criticality
 from contextengine.schemas.decision import Suppression
 from contextengine.schemas.events import ATTACH, EVERYTHING, HAND_OFF
@@ -96,6 +96,10 @@ def _duplicate(candidate: Candidate, session: Session, now_ms: int) -> str | Non
     content = content_hash(candidate.context)
     live = session.live.get(candidate.slot)
     if live is not None and live.content_hash == content:
+        if live.injection_id == injection_id(
+            session.session_id, candidate.rule.name, candidate.position, candidate.slot
+        ):
+            return "it is a copy of what went in"
         ago_ms = now_ms - live.since_ms
         if ago_ms < clock.broker_span_ms(session, candidate.rule.cooldown_ms):
             ago_s = round(ago_ms * session.time_scale / 1_000)
@@ -107,8 +111,8 @@ def _duplicate(candidate: Candidate, session: Session, now_ms: int) -> str | Non
     return None
 
 
-def _buffer(candidate: Candidate, session: Session, now_ms: int) -> str | None:
-    return no_room(candidate.hold(session, now_ms), session)
+def _buffer(candidate: Candidate, session: Session, now_ms: int) -> str | None:  # noqa: ARG001
+    return no_room(candidate.held, session)
 
 
 def _share(candidate: Candidate, session: Session, now_ms: int) -> str | None:  # noqa: ARG001

@@ -16,6 +16,7 @@ from contextengine.engine.candidate import content_hash, reasserted_id, redriven
 from contextengine.engine.decision import DeadInjection, Decision
 from contextengine.engine.filters import no_room, switched_off
 from contextengine.engine.placement import next_look_ms, ready
+from contextengine.engine.pushed import PUSHED
 from contextengine.engine.rules import RuleSet
 from contextengine.schemas.decision import Acceptance
 from contextengine.schemas.events import HAND_OFF
@@ -38,6 +39,10 @@ REPORT_GRACE_MS: Final = 5_000
 """How long after its deadline the VoiceEngine's report on a hand-off is waited for."""
 SHOWN_CHARACTERS: Final = 2_000
 """How much of a context an explanation shows."""
+SHOWN_AGAIN_CHARACTERS: Final = 200
+"""And how much of one that goes in again, perhaps with many others."""
+LIVE: Final = 64
+"""Of so many contexts is it remembered that they are in the model's context, the latest ones."""
 REDRIVES_REMEMBERED: Final = 256
 FAILURE_CHARACTERS: Final = 128
 """How much of an error's class a session remembers: anybody may have reported it."""
@@ -57,8 +62,8 @@ class Lives:
         self._now_ms = now_ms
         self._decision = decision
 
-    def accept(self, held: HeldInjection) -> None:
-        """From here on it is an injection, and will have an outcome."""
+    def accept(self, held: HeldInjection, shown: int = SHOWN_CHARACTERS) -> None:
+        """From here on it is an injection, and will have an outcome; so much of its text is explained."""
         injection = held.injection
         self._session.held[injection.injection_id] = held
         self._decision.accepted.append(
@@ -66,7 +71,7 @@ class Lives:
                 rule=injection.rule,
                 injection_id=injection.injection_id,
                 placement=held.placement.place.value,
-                text=injection.context.render()[:SHOWN_CHARACTERS],
+                text=injection.context.render()[:shown],
             )
         )
 
@@ -101,13 +106,16 @@ class Lives:
     def reassert(self, position: str, lost: str) -> None:
         """The model has lost what was in its context, by the event at this position: what matters goes in again.
 
-        Each is an injection of its own, with as long a life as it had; a newer one that is on its way goes first.
+        Each is an injection of its own, with as long a life as it had. Where a newer one is on its way, that goes in;
+        where the rule is gone or on trial by now, none.
         """
         session = self._session
-        live, session.live = session.live, {}
+        if session.started_ms is None or session.ended_ms is not None:
+            return
         on_their_way = {held.injection.context.metadata.key for held in session.held.values()}
+        live, session.live = session.live, {slot: was for slot, was in session.live.items() if slot in on_their_way}
         for slot, was in live.items():
-            if was.injection is None or slot in on_their_way:
+            if was.injection is None or slot in on_their_way or not self._acts(was.injection.rule):
                 continue
             again = msgspec.structs.replace(
                 was.injection,
@@ -118,9 +126,19 @@ class Lives:
             )
             held = HeldInjection(again, Placement(), reassert=True)
             full = no_room(held, session)
-            self.accept(held)
+            self.accept(held, SHOWN_AGAIN_CHARACTERS)
             if full:
                 self.end(held, Outcome.SKIPPED, f"{lost}, and there is no room: {full}")
+
+    def take_back(self, rule: str, key: str, reason: str) -> None:
+        """Cancel what has not been sent, of this rule ("": of any) and this slot; what was goes in no second time."""
+        session = self._session
+        for held in list(session.held.values()):
+            if _is_meant(held.injection, rule, key):
+                self.call_back(held, Outcome.CANCELLED, reason)
+        for live in session.live.values():
+            if live.injection is not None and _is_meant(live.injection, rule, key):
+                live.injection = None
 
     def judge(self, verdict: AttemptVerdict) -> None:
         """Take the verdict on an attempt that is in flight; any other changes nothing."""
@@ -198,7 +216,10 @@ class Lives:
         if outcome is Outcome.DELIVERED:
             content = content_hash(injection.context)
             kept = injection if held.reassert else None
+            session.live.pop(metadata.key, None)  # at the end: the first one is that which went in longest ago
             session.live[metadata.key] = LiveContext(injection.injection_id, content, self._now_ms, kept)
+            for slot in list(session.live)[:-LIVE]:
+                del session.live[slot]
         if outcome is Outcome.DEAD:
             self._decision.dead.append(
                 DeadInjection(
@@ -221,6 +242,13 @@ class Lives:
                 reason=reason,
             )
         )
+
+    def _acts(self, name: str) -> bool:
+        """Whether contexts of this rule go in, as things stand; what was pushed has no rule that could change."""
+        rule = self._rules.rule(name)
+        if rule is None:
+            return name.startswith(PUSHED)
+        return not rule.shadow and rule.has_in_share(self._session.session_id)
 
     def _rest(self, held: HeldInjection) -> None:
         """A long rest is spent on the delay line, what remains of it on a timer."""
@@ -273,3 +301,8 @@ class Lives:
 
     def _set_timer(self, held: HeldInjection, due_ms: int) -> None:
         self._decision.set_timer(self._session, INJECTION_TIMER + held.injection.injection_id, due_ms)
+
+
+def _is_meant(injection: Injection, rule: str, key: str) -> bool:
+    slot = injection.context.metadata.key
+    return rule in ("", injection.rule) and key in ("", slot, slot.removeprefix(PUSHED))

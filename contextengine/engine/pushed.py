@@ -13,7 +13,7 @@ from contextengine.schemas.events import ContextPushed
 from contextengine.schemas.session import Memory
 
 PUSHED: Final = "pushed:"
-"""What the names of such rules begin with."""
+"""What the names of such rules and their slots begin with: they never supersede a rule's own context."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,7 @@ def pushed_rule(event: ContextPushed) -> Rule:
         criticality=event.criticality,
         priority=event.priority,
         ttl_ms=event.ttl_ms,
-        key=event.key,
+        key=PUSHED + event.key if event.key else "",
         place=event.place,
         fallback_ms=event.fallback_ms,
         cooldown_ms=0,

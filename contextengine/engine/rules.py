@@ -18,7 +18,7 @@ from contextengine.engine.conditions import Condition
 from contextengine.engine.moment import Moment
 from contextengine.engine.strategies.strategy import Strategy, Timed, Worded, attended_by, digest_of, vocabulary_of
 from contextengine.engine.triggers.keywords import PhraseIndex
-from contextengine.engine.triggers.notice import notice
+from contextengine.engine.triggers.notice import DETECTORS, notice
 from contextengine.schemas.context import Criticality, Respond, Trust
 from contextengine.schemas.events import AnyEvent, MessageCompleted, Tick
 from contextengine.schemas.injection import FailurePolicy, FailureStrategy
@@ -71,6 +71,9 @@ class Rule:
         object.__setattr__(self, "when_digest", digest_of(self.when))
         if not self.name:
             raise ValueError("name must not be empty")
+        unknown = attended_by(self.when) - DETECTORS
+        if unknown:
+            raise ValueError(f"there is no detector {min(unknown)!r}; known: {', '.join(sorted(DETECTORS))}")
         if self.when is not None and not self.when.listens:
             raise ValueError("its `when` can never fire")
         if self.ttl_ms < 1 or self.timeout_ms < 1:
@@ -136,6 +139,7 @@ class RuleSet:
             "attends": frozenset().union(
                 *(attended_by(rule.when) for rule in ordered),
                 *(rule.condition.attends for rule in ordered if rule.condition is not None),
+                *(getattr(rule.build, "attends", frozenset()) for rule in ordered),
             ),
             "_by_name": {rule.name: rule for rule in ordered},
             "_open": {listened: tuple(rules) for listened, rules in by_type.items()},

@@ -137,7 +137,7 @@ def _apply(session: Session, event: ConversationEvent, now_ms: int) -> None:  # 
         case UserUnmuted():
             session.muted = False
         case EmotionShifted():
-            session.emotion = event.emotion
+            session.emotion, session.emotion_told = event.emotion, True
         case SessionStarted() if session.started_ms is None:
             _start(session, event, now_ms)
         case SessionEnded():

@@ -54,6 +54,9 @@ class Opening:
             rules_version=versions.get(rules_hash, -1),
             rules_hash=rules_hash if rules_hash in versions else "",
         )
+        if log.start and states.partition_first is not None:  # the nearest that is known of the switches
+            partition.switches_version = states.partition_first.switches_version
+            partition.off = states.partition_first.off
         return cls(log.start, partition, states, is_known=log.start == 0)
 
     def session(self, event: ConversationEvent | SessionFeedback) -> Session | None:

@@ -36,7 +36,15 @@ from contextengine.errors import ContextEngineError
 from contextengine.replay.exact import replay
 from contextengine.replay.partition import PartitionReplay, RuleSets, outputs_of
 from contextengine.replay.recording import LogRecord, Recording
-from contextengine.schemas.events import ASSISTANT, ATTACH, HAND_OFF, USER
+from contextengine.schemas.events import (
+    ASSISTANT,
+    ATTACH,
+    HAND_OFF,
+    USER,
+    ContextPushed,
+    PendingCancelled,
+    SwitchesChanged,
+)
 from contextengine.schemas.session import Partition, Session
 from contextengine.topics.catalogue import partition_for
 
@@ -45,19 +53,7 @@ SAID: Final = frozenset({"text", "query", "topic", "emotion", "message", "reason
 RENDERED: Final = frozenset({"information", "strategy", "attention"})
 """Fields of a context that waits in a session's state: they hold words too, and those of the rules' own stay."""
 OURS: Final = frozenset(
-    {
-        "rule",
-        "name",
-        "rules",
-        "rules_hash",
-        "engine",
-        "source",
-        "key",
-        "when",
-        "armed_for",
-        "called_back",
-        "content_hash",
-    }
+    {"rule", "rules", "rules_hash", "engine", "source", "key", "when", "armed_for", "called_back", "content_hash"}
 )
 """Fields that only the engine and the rules fill."""
 TERMS: Final = frozenset(
@@ -65,6 +61,10 @@ TERMS: Final = frozenset(
     | {"native", "emulated", "none", "system", "developer"}
 )
 """What stands for itself in any recording."""
+PLACES: Final = frozenset({"of", "first", "then", "unless", "on", "off"})
+"""What a strategy that is made of others calls its parts; other names are topics."""
+HANDS: Final = (ContextPushed, PendingCancelled, SwitchesChanged)
+"""What somebody does by hand: names and texts that no rule file knows."""
 TRIES: Final = 1_000
 _CODE: Final = re.compile(r"\{\{.*?\}\}|\{%.*?%\}", re.DOTALL)
 
@@ -81,6 +81,10 @@ def redacted(recording: Recording, salt: bytes | None = None) -> Recording:
     divergence = replay(recording).divergence
     if divergence is not None:
         raise RedactionFailed(f"before anything is redacted, the recording is not judged as it was\n{divergence}")
+    if any(isinstance(of.event, HANDS) for of in recording.records) or any(
+        of.off for of in recording.partitions.values()
+    ):
+        raise RedactionFailed("contexts that were pushed or taken back, and switches, cannot be redacted yet")
     redaction = _Redaction(recording, salt or secrets.token_bytes(32))
     records = list(redaction.records())
     header = msgspec.structs.replace(
@@ -177,11 +181,15 @@ class _Redaction:
             case _:
                 return value
 
-    def _key(self, field: str, name: str) -> str:
+    def _key(self, field: str, name: str) -> str:  # noqa: PLR0911 - one return a kind
         """The name of an entry of a mapping."""
         match field:
             case "facts" | "terms":
                 return with_words(name, self._word)
+            case "parts":
+                return name if name.isdigit() or name in PLACES else with_words(name, self._word)
+            case "by_speaker":
+                return self.name("speaker", name)
             case "held":
                 return self._injection(name)
             case "timers":

@@ -64,9 +64,8 @@ class Source:
         self.topics: Catalogue = catalogue(settings)
         self.codec = codec
         self.partitions = settings.partitions
-        self.rules = {key: entry.value.decode() for key, entry in entries.items()}
-        self.log_id = self.rules.pop(rulebook.LOG_ID, "")
-        self.rules.pop(rulebook.SWITCHES, None)
+        self.rules = {key: entry.value.decode() for key, entry in entries.items() if not rulebook.is_no_rule_set(key)}
+        self.log_id = entries[rulebook.LOG_ID].value.decode() if rulebook.LOG_ID in entries else ""
         self._versions = {key: entry.offset for key, entry in entries.items()}
         self._reader = reader
         self._bounds: dict[TopicPartition, Bounds] = {}

@@ -134,8 +134,9 @@ class Session(Struct, tag="session"):
     """Everything the engine knows about one conversation. Times are broker milliseconds unless said otherwise.
 
     `redriven` has the ids of the last injections that came back from the dead letters. `threads` are what the rules'
-    profiles of `engine.triggers.topic` remember, `closing_at` and `confused_at` the numbers of the messages that last
-    sounded like that, `trouble_ms` when something last went wrong, `latency_ms` and `buffer_ms` the stream's figures.
+    profiles of `engine.triggers.topic` remember; `emotion_told` says that the VoiceEngine tells emotions itself.
+    `closing_at` and `confused_at` are the numbers of the messages that last sounded like that, `trouble_ms` when
+    something last went wrong, `latency_ms` and `buffer_ms` the stream's figures.
     """
 
     session_id: str
@@ -177,6 +178,7 @@ class Session(Struct, tag="session"):
     redriven: list[str] = []
     threads: dict[str, Thread] = {}
     moods: Moods = msgspec.field(default_factory=Moods)
+    emotion_told: bool = False
     closing_at: int = 0
     confused_at: int = 0
     trouble_ms: int | None = None

@@ -36,12 +36,17 @@ async def broadcast(settings: Settings, event: PartitionEvent) -> None:
 async def switch(settings: Settings, *, off: Iterable[str] = (), on: Iterable[str] = ()) -> list[str]:
     """Switch `rule:NAME`, `provider:NAME` or `everything` off and on; returns all that is off.
 
-    Raises ConfigurationError without topics, and BrokerUnavailable.
+    Raises ConfigurationError without topics, and BrokerUnavailable: then some partitions may not know of it, until it
+    is done again or a worker takes them over.
     """
-    before, version = rulebook.switches(await rulebook.read(settings))
-    now = sorted({*before, *off} - {*on})
-    if now != before:
-        version = await rulebook.append(settings, rulebook.SWITCHES, "\n".join(now).encode())
+    before = await rulebook.read(settings)
+    for names, value in ((off, rulebook.OFF), (on, rulebook.ON)):
+        for name in names:
+            await rulebook.append(settings, rulebook.SWITCH + name, value)
+    latest, _ = rulebook.newest(before)
+    if latest:  # an engine that knows no switches takes the last record for the newest rule set
+        await rulebook.append(settings, latest, before[latest].value)
+    now, version = rulebook.switches(await rulebook.read(settings))
     if version >= 0:
         await broadcast(settings, SwitchesChanged(version=version, off=now))
     return now

@@ -11,6 +11,7 @@ from contextengine.errors import UndecodableRecord
 from contextengine.schemas.events import (
     PARTITION_EVENTS,
     AttemptReported,
+    ContextPushed,
     ConversationEvent,
     InjectionRedriven,
     RetryDue,
@@ -65,6 +66,8 @@ def event_in(record: Bytes, partition: int, partitions: int, decode: Callable[[b
         _check_identities(event)
     if isinstance(event, InjectionRedriven):
         _check_redriven(event)
+    if isinstance(event, ContextPushed):
+        _check_spans(ttl_ms=event.ttl_ms, fallback_ms=event.fallback_ms or 0)
     return event
 
 
@@ -89,11 +92,16 @@ def _check_redriven(event: InjectionRedriven) -> None:
         raise UndecodableRecord(f"an injection of the session {injection.session_id!r}, not of {event.session_id!r}")
     if oversize := injection.context.oversize():
         raise UndecodableRecord(oversize)
-    for name, span_ms in (("ttl_ms", injection.context.metadata.ttl_ms), ("delay_ms", injection.policy.delay_ms)):
-        if not 0 <= span_ms <= LONGEST_MS:
-            raise UndecodableRecord(f"{name} is {span_ms}, at most {LONGEST_MS} are allowed")
+    _check_spans(ttl_ms=injection.context.metadata.ttl_ms, delay_ms=injection.policy.delay_ms)
     if not 0 < event.number < LONGEST_MS:
         raise UndecodableRecord(f"number is {event.number}: the first redrive is 1")
+
+
+def _check_spans(**spans_ms: int) -> None:
+    """Raises UndecodableRecord for a time that no rule could have asked for."""
+    for name, span_ms in spans_ms.items():
+        if not 0 <= span_ms <= LONGEST_MS:
+            raise UndecodableRecord(f"{name} is {span_ms}, at most {LONGEST_MS} are allowed")
 
 
 def _check_identities(event: AnyEvent) -> None:

@@ -24,8 +24,10 @@ if TYPE_CHECKING:
 
 LOG_ID: Final = "log-id"
 """The key under which the id of the events topic stands; it is no hash of a rule set."""
-SWITCHES: Final = "switches"
-"""And that of what is switched off, a name a line."""
+SWITCH: Final = "switch:"
+"""What the keys of switches begin with: each has one of its own, so two people at once undo nothing of each other's."""
+OFF: Final = b"off"
+ON: Final = b"on"
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,15 +67,21 @@ async def read(settings: Settings) -> dict[str, Entry]:
 
 def newest(entries: Mapping[str, Entry]) -> tuple[str, int]:
     """The hash and the version, which is its offset, of the newest rule set; "" and -1 before any."""
-    rule_sets = [(entry.offset, key) for key, entry in entries.items() if key not in (LOG_ID, SWITCHES)]
+    rule_sets = [(entry.offset, key) for key, entry in entries.items() if not is_no_rule_set(key)]
     version, rules_hash = max(rule_sets, default=(-1, ""))
     return rules_hash, version
 
 
 def switches(entries: Mapping[str, Entry]) -> tuple[list[str], int]:
-    """What is switched off, and the version of that, which is its offset; nothing and -1 before anybody has."""
-    entry = entries.get(SWITCHES)
-    return (entry.value.decode().splitlines(), entry.offset) if entry is not None else ([], -1)
+    """What is switched off, and the version of that, the offset of the last switch; nothing and -1 before any."""
+    found = {key.removeprefix(SWITCH): entry for key, entry in entries.items() if key.startswith(SWITCH)}
+    off = sorted(name for name, entry in found.items() if entry.value == OFF)
+    return off, max((entry.offset for entry in found.values()), default=-1)
+
+
+def is_no_rule_set(key: str) -> bool:
+    """Whether this key of the topic is something else."""
+    return key == LOG_ID or key.startswith(SWITCH)
 
 
 async def append(settings: Settings, key: str, value: bytes) -> int:

@@ -1,10 +1,11 @@
 """Records the sessions in this folder anew: real conversations, held through a real pipeline.
 
-    python tests/sessions/make_sessions.py DATA
+    python tests/sessions/make_sessions.py DATA [GROUP ...]
 
 DATA holds `multiwoz/val.jsonl.gz` and `tiage/dev.jsonl` (SOURCES.md says where they are from). Conversations are picked
 by a fixed seed and played ten times as fast as in life by the demo's VoiceEngine, in groups: each has its own rules,
-and a simulated provider that is well or in trouble. Times, and so the recordings, differ from run to run.
+and a simulated provider that is well or in trouble. Without a GROUP all are recorded. Times, and so the recordings,
+differ from run to run.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import os
 import random
 import sys
 import tempfile
+import time
 import uuid
 from collections import deque
 from collections.abc import AsyncIterator
@@ -37,7 +39,20 @@ from contextengine.demo.voice_engine import Call
 from contextengine.replay.recorder import record
 from contextengine.replay.recording import write
 from contextengine.replay.span import Span
-from contextengine.schemas.events import ASSISTANT, ATTACH, HAND_OFF, USER, SessionStarted
+from contextengine.schemas.events import (
+    ASSISTANT,
+    ATTACH,
+    HAND_OFF,
+    USER,
+    ContextRequested,
+    ConversationEvent,
+    ErrorOccurred,
+    SessionStarted,
+    StreamStateChanged,
+    ToolCallEnded,
+    ToolCallStarted,
+    TopicChanged,
+)
 from contextengine.schemas.injection import InjectionAttempt, Verdict
 from contextengine.settings import PREFIX, Settings, load
 from contextengine.streaming.injections import Injections
@@ -52,6 +67,8 @@ OUTCOMES_S: Final = 3.0
 """How long the last attempts of a group may take."""
 REPORTS_S: Final = 14.0
 """As long as that a hand-off that nobody reports on is waited for."""
+BEFORE_A_MINUTE_S: Final = 3.0
+"""The calls of a monitored group begin so long before a minute of the wall clock does; each lasts longer."""
 NOWHERE: Final = "carrier_pigeon"
 CROWD: Final = "rules:\n" + "".join(
     f"  - {{name: guest-{number:02}, when: {{conversation_reaches: 20 s}}, place: silence, quiet: 1 h, ttl: 1 h,"
@@ -69,6 +86,25 @@ TROUBLE: Final = [
     Fault(FaultKind.MUTE),
     Fault(FaultKind.NONSENSE),
 ]
+TOOL: Final = {"tool": "look_up", "tool_call_id": "call_1"}
+TOOL_AGAIN: Final = {"tool": "look_up", "tool_call_id": "call_2"}
+MONITORED: Final[list[tuple[type[ConversationEvent], dict[str, Any]]]] = [
+    (TopicChanged, {"topic": "offer"}),
+    (ContextRequested, {"request_id": "request-1", "query": "what is the goal?"}),
+    (TopicChanged, {"topic": "payment"}),
+    (ToolCallStarted, TOOL),
+    (ToolCallEnded, TOOL | {"failed": True}),
+    (TopicChanged, {"topic": "offer"}),
+    (ErrorOccurred, {"stage": "response", "code": "timeout", "message": "the model did not answer"}),
+    (TopicChanged, {"topic": "payment"}),
+    (ToolCallStarted, TOOL_AGAIN),
+    (ToolCallEnded, TOOL_AGAIN),
+    (TopicChanged, {"topic": "offer"}),
+    (StreamStateChanged, {"state": "slow", "latency_ms": 2_500}),
+    (StreamStateChanged, {"state": "well", "latency_ms": 80}),
+]
+"""What a monitor tells of a call beside its VoiceEngine, one after the other."""
+MONITOR_S: Final = 0.3
 
 
 @dataclass(frozen=True)
@@ -80,6 +116,7 @@ class Group:
     conversations: list[Conversation]
     faults: list[Fault] = field(default_factory=list)
     route: str = ATTACH
+    monitored: bool = False
 
 
 class Troubled(RealtimeSimulator):
@@ -141,7 +178,7 @@ def groups(data: Path) -> list[Group]:
     def some(number: int) -> list[Conversation]:
         return [next(corpus) for _ in range(number) for corpus in (multiwoz, tiage)]
 
-    rich, trouble = [(HERE / "rules" / f"{name}.yaml").read_text() for name in ("rich", "trouble")]
+    rich, trouble, brain = [(HERE / "rules" / f"{name}.yaml").read_text() for name in ("rich", "trouble", "brain")]
     return [
         Group("demo", RULES.read_text(), some(5)),
         Group("rich", rich, some(5)),
@@ -149,6 +186,7 @@ def groups(data: Path) -> list[Group]:
         Group("handoff", trouble, some(2), route=HAND_OFF),
         Group("nowhere", rich, some(1)[:1], route=NOWHERE),
         Group("crowd", CROWD, some(1)[1:]),
+        Group("brain", brain, some(2), monitored=True),
     ]
 
 
@@ -174,10 +212,18 @@ async def hold(group: Group, broker: str, logs: Path) -> None:
         rules.write_text(group.rules)
         async with _running(settings, environ, rules, logs):
             handing = asyncio.create_task(_hand_over(settings, client, group))
-            async with Publisher(settings, "voice") as publisher, asyncio.TaskGroup() as playing:
+            if group.monitored:
+                await asyncio.sleep((-BEFORE_A_MINUTE_S - time.time()) % 60)
+            async with (
+                Publisher(settings, "voice") as publisher,
+                Publisher(settings, "monitor") as monitor,
+                asyncio.TaskGroup() as playing,
+            ):
                 for conversation in group.conversations:
                     engine: Any = publisher if group.route == ATTACH else Rerouted(publisher, group.route)
                     playing.create_task(Call(conversation, engine, SPEED, lambda _: None).play(client))
+                    if group.monitored:
+                        playing.create_task(_monitor(conversation, monitor))
             await asyncio.sleep(REPORTS_S if group.route == HAND_OFF else OUTCOMES_S)
             handing.cancel()
             await asyncio.wait([handing])
@@ -186,6 +232,14 @@ async def hold(group: Group, broker: str, logs: Path) -> None:
             if unjudged or recording.header.incomplete:
                 raise SystemExit(f"{conversation.name}: {unjudged} events not judged, {recording.header.incomplete}")
             write(recording, HERE / f"{group.name}-{conversation.name}.jsonl")
+
+
+async def _monitor(conversation: Conversation, publisher: Publisher) -> None:
+    """Tell of a call what its VoiceEngine does not."""
+    session = publisher.session(conversation.name)
+    for kind, fields in MONITORED:
+        await asyncio.sleep(MONITOR_S)
+        session.publish(kind, **fields)
 
 
 @asynccontextmanager
@@ -231,16 +285,19 @@ async def _put_in(client: AsyncOpenAI, attempt: InjectionAttempt) -> None:
         )
 
 
-async def main(data: Path) -> None:
-    """Record every group, one after the other."""
-    for old in HERE.glob("*.jsonl*"):
-        old.unlink()
+async def main(data: Path, names: list[str]) -> None:
+    """Record the groups of these names anew, one after the other."""
+    chosen = [group for group in groups(data) if group.name in names or not names]
+    if unknown := set(names) - {group.name for group in chosen}:
+        raise SystemExit(f"no such group: {', '.join(sorted(unknown))}")
     logs = Path(tempfile.mkdtemp(prefix="contextengine-sessions-"))
     with EmbeddedBroker() as broker:
-        for group in groups(data):
+        for group in chosen:
+            for old in HERE.glob(f"{group.name}-*.jsonl*"):
+                old.unlink()
             await hold(group, broker.bootstrap, logs)
             print(f"{group.name}: {len(group.conversations)} sessions recorded")  # noqa: T201
 
 
 if __name__ == "__main__":
-    asyncio.run(main(Path(sys.argv[1])))
+    asyncio.run(main(Path(sys.argv[1]), sys.argv[2:]))

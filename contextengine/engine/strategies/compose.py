@@ -7,19 +7,21 @@ A part is asked about the events that it listens to, and remembers for itself. O
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, Final
 
 from contextengine.engine import clock
 from contextengine.engine.moment import Moment
 from contextengine.engine.strategies.strategy import (
     Evidence,
-    Holding,
     Strategy,
-    Timed,
     Worded,
     attended_by,
+    is_holding,
+    is_timed,
+    parts_of,
     vocabulary_of,
 )
+from contextengine.engine.strategies.temporal import Decay, Every, EveryMessages, Scheduled
 from contextengine.schemas.events import Tick
 from contextengine.schemas.session import Memory, Session
 
@@ -56,7 +58,7 @@ class _Composed:
         due = [
             part.due_ms(session, memory.parts.get(place, _NOTHING))
             for place, part in self._parts().items()
-            if isinstance(part, Timed)
+            if Tick in part.listens and is_timed(part)
         ]
         return min((each for each in due if each is not None), default=None)
 
@@ -65,8 +67,8 @@ class _Composed:
 class All(_Composed):
     """Fires when all its parts fire on the same event; of those that only tell how things are, when that is so.
 
-    A part that counts is asked only together with the others: it fires with them, or counts nothing as fired. One that
-    waits for a time is not asked for the same time again.
+    A part that would fire without the others counts nothing as fired, and fires with them later; but one that waits
+    for a time is not asked for the same time again.
     """
 
     of: tuple[Strategy, ...]
@@ -78,7 +80,7 @@ class All(_Composed):
         super(All, self).__post_init__()
         if len(self.of) < 2:
             raise ValueError("`all` joins at least two strategies")
-        deciding = [part for part in self.of if not isinstance(part, Holding)]
+        deciding = [part for part in self.of if not is_holding(part)]
         if deciding:
             self._set("listens", frozenset.intersection(*(part.listens for part in deciding)))
             worded = [part.phrases for part in deciding if isinstance(part, Worded) and part.phrases]
@@ -86,6 +88,11 @@ class All(_Composed):
         if not self.listens:
             names = ", ".join(type(part).__name__ for part in deciding or self.of)
             raise ValueError(f"the parts of `all` fire on the same event, and these never do: {names}")
+        following = [part for part in deciding if any(isinstance(each, _FOLLOWING) for each in parts_of(part))]
+        if following:
+            self._set("listens", self.listens.union(*(part.listens for part in following)))
+            phrases = [part.phrases if isinstance(part, Worded) else frozenset() for part in following]
+            self._set("phrases", frozenset().union(*phrases) if all(phrases) else frozenset())
 
     def evidence(self, moment: Moment, memory: Memory) -> Evidence | None:
         """The evidence of all parts together."""
@@ -94,12 +101,13 @@ class All(_Composed):
         for place, part in self._parts().items():
             own = _copied(memory.parts.get(place, _NOTHING))
             found = _asked(part, moment, own)
-            if found is not None:
-                fired = True
+            fired = fired or found is not None
+            waited = is_timed(part) and isinstance(moment.event, Tick)
+            if found is None or waited or is_holding(part):
+                _keep(memory, place, own)
+            else:
                 remembered[place] = own
-                if isinstance(part, Timed) and isinstance(moment.event, Tick):
-                    _keep(memory, place, own)
-            elif isinstance(part, Holding):
+            if found is None and is_holding(part):
                 found = part.holds(moment)
             so = so and found is not None
             together |= found or {}
@@ -133,7 +141,10 @@ class AnyOf(_Composed):
 
 @dataclass(frozen=True, slots=True)
 class Not:
-    """Never fires; tells that something is not so: that its part does not hold, or does not fire on this event."""
+    """Never fires; tells that something is not so: that its part does not hold, or does not fire on this event.
+
+    What fires because of what it remembers has no place here: asked about one event, it would not know.
+    """
 
     of: Strategy
 
@@ -142,6 +153,9 @@ class Not:
     attends: frozenset[str] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
+        remembering = [type(part).__name__ for part in parts_of(self.of) if isinstance(part, _REMEMBERING)]
+        if remembering and not is_holding(self.of):
+            raise ValueError(f"`not` denies a state, or what an event says; {remembering[0]} counts or waits")
         object.__setattr__(self, "vocabulary", vocabulary_of(self.of))
         object.__setattr__(self, "attends", attended_by(self.of))
 
@@ -151,7 +165,7 @@ class Not:
 
     def holds(self, moment: Moment) -> Evidence | None:
         """No evidence, unless the part has some."""
-        so = self.of.holds(moment) if isinstance(self.of, Holding) else _asked(self.of, moment, Memory())
+        so = self.of.holds(moment) if is_holding(self.of) else _asked(self.of, moment, Memory())
         return {} if so is None else None
 
 
@@ -168,13 +182,13 @@ class Within(_Composed):
 
     def evidence(self, moment: Moment, memory: Memory) -> Evidence | None:
         """The evidence of `then`."""
-        found = _ask(self.then, "then", moment, memory)
+        found, began = _ask(self.then, "then", moment, memory), _ask(self.first, "first", moment, memory)
         if found is not None and memory.at_ms:
             late_ms = moment.now_ms - memory.at_ms - clock.broker_span_ms(moment.session, self.span_ms)
             memory.at_ms = 0
             if late_ms <= 0:
                 return found
-        if _ask(self.first, "first", moment, memory) is not None:
+        if began is not None:
             memory.at_ms = moment.now_ms
         return None
 
@@ -206,14 +220,15 @@ class After(_Composed):
     def evidence(self, moment: Moment, memory: Memory) -> Evidence | None:
         """How long ago it was."""
         span_ms = clock.broker_span_ms(moment.session, self.delay_ms)
-        if memory.at_ms and self.unless and _ask(self.unless, "unless", moment, memory) is not None:
+        began = _ask(self.of, "of", moment, memory)
+        if self.unless and _ask(self.unless, "unless", moment, memory) is not None:
             memory.at_ms = 0
-        if memory.at_ms and moment.now_ms >= memory.at_ms + span_ms:
-            memory.at_ms = 0
-            return {"after": f"{self.delay_ms / 1_000:g} s"}
-        if not memory.at_ms and _ask(self.of, "of", moment, memory) is not None:
+        over = memory.at_ms and moment.now_ms >= memory.at_ms + span_ms
+        if began is not None and (over or not memory.at_ms):
             memory.at_ms = moment.now_ms
-        return None
+        elif over:
+            memory.at_ms = 0
+        return {"after": f"{self.delay_ms / 1_000:g} s"} if over else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -278,14 +293,19 @@ class Hysteresis(_Composed):
 
     def evidence(self, moment: Moment, memory: Memory) -> Evidence | None:
         """The evidence of `on`."""
-        if memory.counter and _ask(self.off, "off", moment, memory) is not None:
-            memory.counter = 0
+        found, ended = _ask(self.on, "on", moment, memory), _ask(self.off, "off", moment, memory)
+        if memory.counter:
+            memory.counter = int(ended is None)
             return None
-        found = _ask(self.on, "on", moment, memory)
-        if found is None or memory.counter:
-            return None
-        memory.counter = 1
+        memory.counter = int(found is not None)
         return found
+
+
+_FOLLOWING: Final = (Within, After, Hysteresis)
+"""What must see more events than those on which it fires."""
+
+
+_REMEMBERING: Final = (EveryMessages, Every, Decay, Scheduled, AtMost, CoolDown, *_FOLLOWING)
 
 
 def _placed(parts: tuple[Strategy, ...]) -> dict[str, Strategy]:
@@ -305,7 +325,9 @@ def _ask(part: Strategy, place: str, moment: Moment, memory: Memory) -> Evidence
 
 
 def _keep(memory: Memory, place: str, own: Memory) -> None:
-    if own != _NOTHING:
+    if own == _NOTHING:
+        memory.parts.pop(place, None)
+    else:
         memory.parts[place] = own
 
 

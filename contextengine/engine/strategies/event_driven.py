@@ -39,7 +39,9 @@ EVENT_NAMES: Final = {
     if kind is not AudioChunkReceived
 }
 """The events that a rule can react to, by the names that rules call them."""
-FREE_TEXT: Final = frozenset({"text", "heard", "query", "message", "facts"})
+FREE_TEXT: Final = frozenset(
+    {"text", "heard", "query", "message", "facts", "reason", "information", "strategy", "attention", "name", "key"}
+)
 """Fields of events that hold what people said or anybody wrote."""
 
 RESPONSE_STAGES: Final = frozenset({"response", "generation", "model", "llm"})

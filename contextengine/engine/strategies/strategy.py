@@ -7,7 +7,7 @@ from collections.abc import Set as AbstractSet
 from dataclasses import fields, is_dataclass
 from enum import Enum
 from hashlib import blake2b
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeGuard, runtime_checkable
 
 if TYPE_CHECKING:
     from contextengine.engine.moment import Moment
@@ -66,6 +66,16 @@ class Worded(Protocol):
     @property
     def phrases(self) -> frozenset[str]:
         """Words and phrases as `engine.triggers.keywords` defines them."""
+
+
+def is_timed(strategy: Strategy) -> TypeGuard[Timed]:
+    """What `isinstance` says; of a protocol that takes it 7 us, and rules are asked at every message."""
+    return hasattr(strategy, "due_ms")
+
+
+def is_holding(strategy: Strategy) -> TypeGuard[Holding]:
+    """As `is_timed`."""
+    return hasattr(strategy, "holds")
 
 
 def parts_of(strategy: Strategy) -> Iterator[Strategy]:

@@ -15,13 +15,25 @@ from typing import Final
 
 _MARKS: Final = "".join(char for char in map(chr, range(0x300, 0x10000)) if unicodedata.category(char)[0] == "M")
 """What stands above, below and beside letters: no letter for `re`, and yet a part of a Hindi word."""
+_ORDERED: Final = rf"[{_MARKS}\U0001d165-\U0001d1ad\U0001e8d0-\U0001e94a]"
+_TOO_MANY_MARKS: Final = re.compile(rf"({_ORDERED}{{30}}){_ORDERED}+")
+"""More marks in a row than any language writes (Unicode's stream-safe format): to order them costs their square."""
+_LONG: Final = 1_000
 _RUN: Final = rf"[^\W_]+(?:[{_MARKS}]+[^\W_]*)*"
 _WORD: Final = re.compile(rf"{_RUN}(?:['\u2019]{_RUN})*")
 
 
 def words_of(text: str) -> list[str]:
-    """The words of `text` in order, case-folded and composed (NFC), typographic apostrophes made plain."""
-    return [word.replace("\u2019", "'") for word in _WORD.findall(unicodedata.normalize("NFC", text.casefold()))]
+    """The words of `text` in order, folded."""
+    return _WORD.findall(folded(text))
+
+
+def folded(text: str) -> str:
+    """`text` case-folded and composed (NFC), typographic apostrophes made plain: each of its words occurs there."""
+    text = text.casefold()
+    if len(text) > _LONG:
+        text = _TOO_MANY_MARKS.sub(r"\1", text)
+    return unicodedata.normalize("NFC", text).replace("\u2019", "'")
 
 
 def with_words(text: str, replaced: Callable[[str], str]) -> str:

@@ -37,6 +37,7 @@ _LANE: Final = (1 << _LANE_BITS) - 1
 _MIDDLE: Final = 1 << (_LANE_BITS - 1)
 _MIDDLES: Final = sum(_MIDDLE << (_LANE_BITS * lane) for lane in range(len(HEADS)))
 _LANES: Final = struct.Struct(f"<{len(HEADS)}I")
+_NEW: Final = {profile: HEADS.index(f"{profile} new") for profile in PROFILES}
 _FIRST_CUE: Final = len(EMOTIONS) + len(STATES)
 _SCALE_BITS: Final = 16
 _CERTAIN: Final = 8 * LOGIT
@@ -46,7 +47,7 @@ _MAGIC: Final = b"CEL1"
 _TOKEN: Final = re.compile(
     r"[^\W_]{1,24}(?:'[^\W_]{1,24})?|[?!]{1,4}|\.\.|[:;=]['-]?[()dp/|\\3]|<3|[\u2600-\u27bf\U0001f000-\U0001faff]"
 )
-_DRAWN_OUT: Final = re.compile(r"(.)\1{2,}")
+_DRAWN_OUT: Final = re.compile(r"(.)\1\1+")
 _CHANCE: Final = [
     round(1000 / (1 + (Decimal(-step) / LOGIT).exp())) for step in range(-_CERTAIN, _CERTAIN + 1)
 ]  # Decimal's exp is the same on every machine, the C library's is not
@@ -111,8 +112,8 @@ def grams_of(text: str) -> Grams:
     tokens = _TOKEN.findall(_DRAWN_OUT.sub(r"\1\1", text.lower().replace("\u2019", "'")))
     features = set(tokens)
     if tokens:
-        features.update([f"{one} {two}" for one, two in zip(["<", *tokens], [*tokens, ">"], strict=True)])
-        features.update([f"{one} * {two}" for one, two in zip(tokens, tokens[2:], strict=False)])
+        features.update(map(" ".join, zip(["<", *tokens], [*tokens, ">"], strict=True)))
+        features.update(map(" * ".join, zip(tokens, tokens[2:], strict=False)))
         long = [token for token in tokens if len(token) > 4]
         features.update([token[:4] + "~" for token in long], [token[:6] + "~" for token in long if len(token) > 6])
         if len(text) > 5 and text.isupper():
@@ -154,7 +155,7 @@ class LanguageModel:
 
     def newness(self, tokens: Iterable[str], profile: str) -> int:
         """The sum of a profile's lane `new` over words that are new to a conversation."""
-        lane = HEADS.index(f"{profile} new")
+        lane = _NEW[profile]
         total = sum(filter(None, map(self._packed.get, tokens)), _MIDDLES)
         return (total >> (_LANE_BITS * lane) & _LANE) - _MIDDLE
 

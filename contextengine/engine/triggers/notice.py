@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final, NamedTuple
 
-from contextengine.engine.triggers.keywords import words_of
-from contextengine.engine.triggers.language import Reading, shipped
+from contextengine.engine.triggers.keywords import folded, words_of
+from contextengine.engine.triggers.language import PROFILES, Reading, shipped
 from contextengine.engine.triggers.mood import MoodShift, follow_mood
-from contextengine.engine.triggers.topic import TopicChange, follow_topic
+from contextengine.engine.triggers.topic import DRIFT, TopicChange, follow_topic
 from contextengine.schemas.detectors import Thread
 from contextengine.schemas.events import USER, MessageCompleted
 from contextengine.schemas.session import Session
@@ -38,6 +38,9 @@ def topic_of(profile: str) -> str:
     return _TOPIC + profile
 
 
+DETECTORS: Final = frozenset({MOOD, CLOSING, CONFUSED, *map(topic_of, (DRIFT, *PROFILES))})
+
+
 def notice(session: Session, event: MessageCompleted, attends: frozenset[str]) -> Noticed | None:
     """Read a message that the session has just taken in, and remember what follows; None when nobody attends."""
     if not attends:
@@ -52,7 +55,7 @@ def notice(session: Session, event: MessageCompleted, attends: frozenset[str]) -
     mood = None
     if MOOD in attends:
         mood = follow_mood(session.moods, event.speaker, reading)
-        if by_user:
+        if by_user and not session.emotion_told:  # what a voice betrays counts more than words
             session.emotion = model.felt(reading).emotion
     if by_user and CLOSING in attends and reading.closing >= model.thresholds[CLOSING]:
         session.closing_at = session.messages
@@ -63,5 +66,9 @@ def notice(session: Session, event: MessageCompleted, attends: frozenset[str]) -
 
 def _repeated(session: Session) -> bool:
     """Whether the person says what they have said before, word by word."""
-    *earlier, now = [words_of(line.text) for line in session.history if line.speaker == USER] or [[]]
-    return len(now) >= _REPEATED_WORDS and now in earlier
+    *earlier, now = [line.text for line in session.history if line.speaker == USER] or [""]
+    words = words_of(now)
+    if len(words) < _REPEATED_WORDS:
+        return False
+    longest = max(words, key=len)  # few texts have it, and to look costs a tenth of taking words apart
+    return any(longest in folded(text) and words_of(text) == words for text in earlier)
