@@ -145,6 +145,7 @@ def test_what_is_made_of_what_is_made_of_others_remembers_at_every_depth():
         (lambda: All((HELP, Every(1_000))), "these never do: Keyword, Every"),
         (lambda: AtMost(HELP, 0, 1_000), "times must be at least 1"),
         (lambda: UserState("idle", 10), "at least 1 s"),
+        (lambda: Not(EveryMessages(3)), "EveryMessages counts or waits"),
     ],
 )
 def test_what_cannot_be_meant_is_refused_when_it_is_made(make, told):

@@ -5,10 +5,17 @@ from __future__ import annotations
 import pytest
 
 from contextengine.engine.builders import Text
+from contextengine.engine.lives import LIVE
 from contextengine.engine.rules import Rule, RuleSet
 from contextengine.engine.strategies.semantic import Keyword
 from contextengine.schemas.context import Criticality
-from contextengine.schemas.events import AgentHandover, ContextCompacted, ProviderReconnected
+from contextengine.schemas.events import (
+    AgentHandover,
+    ContextCompacted,
+    ContextPushed,
+    PendingCancelled,
+    ProviderReconnected,
+)
 from contextengine.schemas.injection import Outcome
 from contextengine.testing import Call
 
@@ -100,3 +107,37 @@ def test_a_rule_on_trial_for_a_share_injects_in_those_sessions_and_explains_in_t
 def test_a_share_is_a_part_of_the_whole(share):
     with pytest.raises(ValueError, match="share is from 0 to 1"):
         Rule(name="r", when=Keyword(("x",)), build=Text(information={"a": "b"}), share=share)
+
+
+def test_what_was_taken_back_or_whose_rule_is_gone_or_on_trial_goes_in_no_second_time():
+    shadow = Rule(name="allergy", when=ALLERGY.when, build=ALLERGY.build, shadow=True)
+    for rules, taken_back in ((None, True), (RuleSet(()), False), (RuleSet((shadow,)), False)):
+        call = Call(RuleSet((ALLERGY,)))
+        call.says("no nuts")
+        call.advance_ms(1_000)
+        if rules is not None:
+            call.change_rules(rules)
+        if taken_back:
+            call.send(PendingCancelled, rule="allergy")
+        call.send(ProviderReconnected)
+        call.advance_ms(1_000)
+        assert delivered(call) == ["allergy"]
+
+
+def test_nothing_goes_in_again_after_the_end():
+    call = Call(RuleSet((ALLERGY,)))
+    call.says("no nuts")
+    call.advance_ms(1_000)
+    call.ends()
+    call.send(ProviderReconnected)
+    call.advance_ms(1_000)
+    assert delivered(call) == ["allergy"]
+
+
+def test_of_very_many_contexts_only_the_latest_are_remembered():
+    call = Call(RuleSet(()))
+    for number in range(LIVE + 20):
+        call.send(ContextPushed, name="n", key=f"{number}", information={"n": f"{number}"})
+        call.advance_ms(100)
+    assert len(call.state.live) == LIVE
+    assert next(reversed(call.state.live)) == f"pushed:{LIVE + 19}"

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 
-from contextengine.engine.rules import NO_RULES
+from contextengine.engine.builders import Text
+from contextengine.engine.rules import NO_RULES, Rule, RuleSet
+from contextengine.engine.strategies.semantic import Keyword
+from contextengine.errors import UndecodableRecord
+from contextengine.schemas.codec import decode, encode
 from contextengine.schemas.context import Criticality, Trust
 from contextengine.schemas.events import ContextPushed, PendingCancelled, ProviderReconnected
 from contextengine.schemas.injection import Outcome
 from contextengine.schemas.session import Place
 from contextengine.testing import Call
+from contextengine.topics.intake import event_in
 
 BALANCE = {"information": {"balance": "12 euro"}, "name": "balance"}
 
@@ -120,3 +127,23 @@ def test_the_state_does_not_grow_with_names_that_were_pushed():
         talk.advance_ms(100)
     assert talk.state.rules == {}
     assert len(talk.state.live) == 1
+
+
+def test_a_pushed_context_never_supersedes_a_rules_own():
+    talk = Call(
+        RuleSet(
+            (Rule(name="safety", when=Keyword(("fire",)), build=Text(information={"a": "b"}), place=Place.SILENCE),)
+        )
+    )
+    talk.says("fire")
+    push(talk, 0, key="safety")
+    talk.advance_ms(10_000)
+    assert sorted(outcomes(talk)) == [("pushed:balance", "delivered"), ("safety", "delivered")]
+
+
+@pytest.mark.parametrize("span", [{"ttl_ms": 2**62}, {"ttl_ms": -1}, {"fallback_ms": 2**62}])
+def test_a_time_that_no_rule_could_ask_for_makes_it_no_event(span):
+    event = ContextPushed(session_id="s", producer="p", incarnation=0, seq=0, at_ms=0, **(BALANCE | span))
+    record = SimpleNamespace(key=b"s", value=encode(event))
+    with pytest.raises(UndecodableRecord, match="are allowed"):
+        event_in(record, 0, 1, decode)
