@@ -267,6 +267,8 @@ async def run_worker(settings: Settings, rules_text: str | None, stop: asyncio.E
     await worker.rule_sets.refresh()
     if worker.rule_sets.latest:
         await worker.rule_sets.of(worker.rule_sets.latest)
+    else:
+        log.warning("no rules are in force, so nothing is injected: give this or another worker --rules FILE")
     await worker.app.start()
     try:
         await worker.app.wait(stop.wait())
