@@ -13,6 +13,15 @@ from contextengine.schemas.events import ConversationEvent, SessionFeedback
 from contextengine.topics.catalogue import catalogue, partition_for
 
 
+async def write_together(settings, topic, *records):
+    """Write records of one session as one batch, which is fetched as a whole."""
+    async with AIOKafkaProducer(**settings.kafka_client(), acks="all", linger_ms=100) as producer:
+        key = records[0].session_id.encode()
+        number = partition_for(key, settings.partitions)
+        sent = [await producer.send(topic.name, encode(record), key, partition=number) for record in records]
+        await asyncio.gather(*sent)
+
+
 async def write(settings, topic, *records, partition=None, headers=()):
     """Write records (events, injections, or bytes as they are) in order; returns the offsets."""
     async with AIOKafkaProducer(**settings.kafka_client(), acks="all") as producer:

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from broker_log import read, read_raw, until, write
+from broker_log import read, read_raw, until, write, write_together
 
 sys.path.append(str(Path(__file__).parents[1] / "adapters"))
 from delivering import FakeAdapter, attempt_for, delivering
@@ -93,7 +93,7 @@ async def test_what_is_cancelled_late_or_repeated_does_not_come(embedded_setting
     await admin.apply(settings, "log-1")
     async with Injections(settings) as injections:
         await injections.watch("s1")
-        await write(
+        await write_together(
             settings,
             topics.injections,
             handed_off("s1", "first"),
@@ -106,7 +106,7 @@ async def test_what_is_cancelled_late_or_repeated_does_not_come(embedded_setting
         await write(
             settings, topics.injections, InjectionCancelled(session_id="s1", injection_id="cancelled", reason="")
         )
-        await asyncio.sleep(0.3)
+        await asyncio.sleep(1)
         assert await take(injections, 1) == ["last"]
     verdicts = await read(settings, topics.attempts)
     assert [(verdict.injection_id, verdict.verdict) for verdict in verdicts] == [
