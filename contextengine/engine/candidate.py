@@ -20,15 +20,20 @@ _IDS: Final = bytes.fromhex("6f2d3c0e9f0b5c438d555f3a2c1c7f10")
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """What a rule wants to inject. `trigger_ms` is when its trigger happened, `position` where in the log's terms."""
+    """What a rule wants to inject: `held` is the injection that this becomes when nothing refuses it."""
 
     rule: Rule
-    context: Context
-    position: str
-    trigger_ms: int
-    deadline_ms: int
     held: HeldInjection
-    """The injection that this becomes when nothing refuses it."""
+
+    @property
+    def injection(self) -> Injection:
+        """The same, without where it waits."""
+        return self.held.injection
+
+    @property
+    def context(self) -> Context:
+        """What it says."""
+        return self.injection.context
 
     @property
     def slot(self) -> str:
@@ -37,7 +42,10 @@ class Candidate:
 
 
 def propose(rule: Rule, content: Content, session: Session, position: str, trigger_ms: int, now_ms: int) -> Candidate:
-    """The candidate that `rule` makes of `content`; its life counts from the trigger's own time."""
+    """The candidate that `rule` makes of `content`; its life counts from `trigger_ms`, when its trigger happened.
+
+    `position` is where that stands, in the log's terms.
+    """
     ttl_ms = clock.broker_span_ms(session, rule.ttl_ms)
     metadata = ContextMetadata(
         source=f"rule:{rule.name}",
@@ -68,7 +76,7 @@ def propose(rule: Rule, content: Content, session: Session, position: str, trigg
         fallback_ms=None if fallback is None else now_ms + clock.broker_span_ms(session, fallback),
     )
     held = HeldInjection(injection, placement, reassert=rule.is_reasserted)
-    return Candidate(rule, context, position, trigger_ms, trigger_ms + ttl_ms, held)
+    return Candidate(rule, held)
 
 
 def injection_id(session_id: str, rule: str, position: str, slot: str) -> str:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 from hashlib import blake2b
-from typing import Final, cast
+from typing import Final
 
 import msgspec
 
@@ -127,7 +127,7 @@ def _obey(
     """Do what an event asks for by itself, whatever the rules say."""
     match event:
         case ContextPushed():
-            _push(Moment(session, event, now_ms, PhraseIndex(())), lives, off, decision)
+            _push(event, Moment(session, event, now_ms, PhraseIndex(())), lives, off, decision)
         case PendingCancelled():
             reason = event.reason[:SHOWN_CHARACTERS] or f"{event.producer} took it back"
             lives.take_back(event.rule, event.key, reason)
@@ -138,9 +138,8 @@ def _obey(
                 lives.call_back(held, Outcome.CANCELLED, "the session has ended")
 
 
-def _push(moment: Moment, lives: Lives, off: Collection[str], decision: Decision) -> None:
+def _push(event: ContextPushed, moment: Moment, lives: Lives, off: Collection[str], decision: Decision) -> None:
     """Take what was pushed for the context of a rule that has fired; the session remembers no such rule."""
-    event = cast("ContextPushed", moment.event)
     try:
         rule = pushed_rule(event)
     except ValueError as error:

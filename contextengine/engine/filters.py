@@ -22,7 +22,7 @@ from typing import Final, TypeAlias
 import msgspec
 
 from contextengine.engine import clock
-from contextengine.engine.candidate import Candidate, content_hash, injection_id
+from contextengine.engine.candidate import Candidate, content_hash
 from contextengine.schemas.context import Criticality
 from contextengine.schemas.decision import Suppression
 from contextengine.schemas.events import ATTACH, EVERYTHING, HAND_OFF
@@ -76,7 +76,7 @@ def _route(candidate: Candidate, session: Session, now_ms: int) -> str | None:  
 
 
 def _ttl(candidate: Candidate, session: Session, now_ms: int) -> str | None:  # noqa: ARG001
-    late_ms = now_ms - candidate.deadline_ms
+    late_ms = now_ms - candidate.injection.deadline_ms
     return f"its life ended {late_ms} ms before it was decided" if late_ms >= 0 else None
 
 
@@ -87,7 +87,7 @@ def _size(candidate: Candidate, session: Session, now_ms: int) -> str | None:  #
 def _slot(candidate: Candidate, session: Session, now_ms: int) -> str | None:  # noqa: ARG001
     for held in session.held.values():
         injection = held.injection
-        if injection.context.metadata.key == candidate.slot and injection.position == candidate.position:
+        if injection.context.metadata.key == candidate.slot and injection.position == candidate.injection.position:
             return f"{injection.rule} fired on the same event and goes first"
     return None
 
@@ -96,9 +96,7 @@ def _duplicate(candidate: Candidate, session: Session, now_ms: int) -> str | Non
     content = content_hash(candidate.context)
     live = session.live.get(candidate.slot)
     if live is not None and live.content_hash == content:
-        if live.injection_id == injection_id(
-            session.session_id, candidate.rule.name, candidate.position, candidate.slot
-        ):
+        if live.injection_id == candidate.injection.injection_id:
             return "it is a copy of what went in"
         ago_ms = now_ms - live.since_ms
         if ago_ms < clock.broker_span_ms(session, candidate.rule.cooldown_ms):

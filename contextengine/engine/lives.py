@@ -7,7 +7,7 @@ nowhere else. What follows from a verdict is the table in `delivery.next_step`.
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
@@ -86,14 +86,7 @@ class Lives:
         newer = (live is not None and live.since_ms > dead.trigger_ms) or any(
             held.injection.context.metadata.key == slot for held in session.held.values()
         )
-        again = msgspec.structs.replace(
-            dead,
-            injection_id=name,
-            trigger_ms=self._now_ms,
-            deadline_ms=self._now_ms + dead.context.metadata.ttl_ms,
-            redrives=number,
-        )
-        held = HeldInjection(again, Placement())
+        held = HeldInjection(self._born_again(dead, name, redrives=number), Placement())
         full = no_room(held, session)
         self.accept(held)
         if session.started_ms is None or session.ended_ms is not None:
@@ -117,13 +110,7 @@ class Lives:
         for slot, was in live.items():
             if was.injection is None or slot in on_their_way or not self._acts(was.injection.rule):
                 continue
-            again = msgspec.structs.replace(
-                was.injection,
-                injection_id=reasserted_id(was.injection_id, position),
-                position=position,
-                trigger_ms=self._now_ms,
-                deadline_ms=self._now_ms + was.injection.context.metadata.ttl_ms,
-            )
+            again = self._born_again(was.injection, reasserted_id(was.injection_id, position), position=position)
             held = HeldInjection(again, Placement(), reassert=True)
             full = no_room(held, session)
             self.accept(held, SHOWN_AGAIN_CHARACTERS)
@@ -242,6 +229,11 @@ class Lives:
                 reason=reason,
             )
         )
+
+    def _born_again(self, was: Injection, name: str, **changes: Any) -> Injection:
+        """The same context under another id, with as long a life as it had."""
+        ends_ms = self._now_ms + was.context.metadata.ttl_ms
+        return msgspec.structs.replace(was, injection_id=name, trigger_ms=self._now_ms, deadline_ms=ends_ms, **changes)
 
     def _acts(self, name: str) -> bool:
         """Whether contexts of this rule go in, as things stand; what was pushed has no rule that could change."""

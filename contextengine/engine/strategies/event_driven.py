@@ -16,7 +16,7 @@ import msgspec
 
 from contextengine.engine.moment import Moment
 from contextengine.engine.strategies.strategy import Evidence
-from contextengine.engine.triggers.keywords import PhraseIndex, words_of
+from contextengine.engine.triggers.keywords import PhraseIndex, must_have_words, words_of
 from contextengine.schemas.events import (
     ASSISTANT,
     CONVERSATION_EVENTS,
@@ -138,7 +138,7 @@ class OnDemand:
     _phrases: PhraseIndex = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        _must_have_words(self.query)
+        must_have_words(self.query)
         object.__setattr__(self, "vocabulary", frozenset(self.query))
         object.__setattr__(self, "_phrases", PhraseIndex(self.query))
 
@@ -259,7 +259,7 @@ class Predictive:
             raise ValueError("given and then must name at least one word or phrase each")
         if not 0 < self.chance <= 1:
             raise ValueError("chance is above 0, and at most 1")
-        _must_have_words(self.given + self.then)
+        must_have_words(self.given + self.then)
         object.__setattr__(self, "phrases", frozenset(self.given))
         object.__setattr__(self, "vocabulary", frozenset(self.given + self.then))
         object.__setattr__(self, "_then", PhraseIndex(self.then))
@@ -293,7 +293,7 @@ class PredictiveTopic:
     def __post_init__(self) -> None:
         if not self.then:
             raise ValueError("then must name at least one topic")
-        _must_have_words(self.then)
+        must_have_words(self.then)
         if not 0 < self.at_least < 1:
             raise ValueError("at_least is above 0, and below 1: nothing is learned for certain")
         if self.seen < 1:
@@ -326,12 +326,6 @@ class PredictiveTopic:
 def _named(topic: str) -> str:
     """The name of a topic, however its words are written."""
     return " ".join(words_of(topic))[:_NAME_CHARACTERS]
-
-
-def _must_have_words(phrases: Iterable[str]) -> None:
-    for phrase in phrases:
-        if not words_of(phrase):
-            raise ValueError(f"{phrase!r} contains no word")
 
 
 def _must_be_known(name: str, known: Collection[str], what: str) -> None:

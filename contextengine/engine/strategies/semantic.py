@@ -7,7 +7,7 @@ from typing import ClassVar, Literal, TypeAlias
 
 from contextengine.engine.moment import Moment
 from contextengine.engine.strategies.strategy import Evidence
-from contextengine.engine.triggers.keywords import words_of
+from contextengine.engine.triggers.keywords import must_have_words, words_of
 from contextengine.engine.triggers.language import shipped
 from contextengine.engine.triggers.notice import MOOD, topic_of
 from contextengine.schemas.events import EmotionShifted, MessageCompleted, TopicChanged
@@ -175,7 +175,5 @@ def _phrases(name: str, given: tuple[str, ...]) -> frozenset[str]:
     """The phrases, each of which has a word."""
     if not given:
         raise ValueError(f"{name} must name at least one word or phrase")
-    for phrase in given:
-        if not words_of(phrase):
-            raise ValueError(f"{phrase!r} contains no word")
+    must_have_words(given)
     return frozenset(given)

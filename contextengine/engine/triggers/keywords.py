@@ -41,6 +41,13 @@ def with_words(text: str, replaced: Callable[[str], str]) -> str:
     return _WORD.sub(lambda word: replaced(word[0]), text)
 
 
+def must_have_words(phrases: Iterable[str]) -> None:
+    """Raise ValueError for a phrase that no message can contain."""
+    for phrase in phrases:
+        if not words_of(phrase):
+            raise ValueError(f"{phrase!r} contains no word")
+
+
 class PhraseIndex:
     """Finds which of many phrases occur in a text."""
 
